@@ -1,0 +1,73 @@
+"""What can go wrong in a runner, as one tree.
+
+RunnerError
+├── Unreachable      the coordinator cannot be reached now; try again
+├── LeaseLost        this attempt is no longer ours; stop and forget it
+├── Refused          the coordinator refuses this request for good
+├── LogRewind        the coordinator holds another length of the log
+├── LogLimit         the coordinator takes no more of the log
+├── EngineUnavailable  the container engine does not answer
+├── BadSetup         this machine or its settings cannot do what was asked; the message says the remedy
+└── StepError        the step ends here, with a reason the user can read
+"""
+
+from shared.reasons import Reason
+
+
+class RunnerError(Exception):
+    """Any failure this program names."""
+
+
+class Unreachable(RunnerError):
+    """The coordinator gave no usable answer; the same request may be sent again."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class LeaseLost(RunnerError):
+    """Another attempt, or nobody, now holds this step."""
+
+
+class Refused(RunnerError):
+    """The coordinator refuses this request; repeating it cannot help."""
+
+    def __init__(self, message: str, *, status: int, code: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class LogRewind(RunnerError):
+    """The coordinator's log ends elsewhere; go on from `size`."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the coordinator holds {size} bytes of this log")
+        self.size = size
+
+
+class LogLimit(RunnerError):
+    """The log has reached its limit; what follows is not kept."""
+
+    def __init__(self, limit: int, size: int) -> None:
+        super().__init__(f"the log limit of {limit} bytes is reached")
+        self.limit = limit
+        self.size = size
+
+
+class EngineUnavailable(RunnerError):
+    """The container engine does not answer."""
+
+
+class BadSetup(RunnerError):
+    """This machine or its settings cannot do what was asked."""
+
+
+class StepError(RunnerError):
+    """The step cannot go on; `reason` goes into its record, `detail` into its log."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail

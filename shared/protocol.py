@@ -1,0 +1,285 @@
+"""What runners and the coordinator say to each other, message by message.
+
+The runner's credential names the runner; nothing in a body does. Every write about a step carries
+its attempt and lease in headers. All durations come from the coordinator, in seconds.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from shared.reasons import Reason
+
+PROTOCOL_VERSION = 1
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\Z")]
+Label = Annotated[str, Field(min_length=1, max_length=64)]
+RequestId = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9_-]+\Z")]
+StepId = Annotated[str, Field(min_length=1, max_length=64)]
+Size = Annotated[int, Field(ge=0, le=2**53)]
+
+
+class Message(BaseModel):
+    """Said by a runner: closed and strict."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", strict=True, frozen=True
+    )
+
+
+class Reply(BaseModel):
+    """Said by the coordinator: a runner of an older version ignores what it does not know."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+
+
+class Phase(StrEnum):
+    """How far a runner is with an attempt."""
+
+    PULLING = "pulling"
+    CHECKOUT = "checkout"
+    RESTORING = "restoring"
+    RUNNING = "running"
+    COLLECTING = "collecting"
+    UPLOADING = "uploading"
+    COMPLETING = "completing"
+
+
+class Action(StrEnum):
+    """What a runner is to do with an attempt."""
+
+    CONTINUE = "continue"
+    CANCEL = "cancel"
+    ABANDON = "abandon"
+
+
+class Registration(Message):
+    """A machine asks to become a runner."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    labels: Annotated[list[Label], Field(max_length=64)] = []
+    platform: Annotated[str, Field(max_length=64)] = ""
+    version: Annotated[str, Field(max_length=64)] = ""
+
+
+class Registered(Reply):
+    """The runner's identity; the secret is shown this once."""
+
+    runner_id: str
+    runner_secret: str
+
+
+class Acquire(Message):
+    """A runner asks for up to `slots` steps, and may wait for the first of them."""
+
+    request_id: RequestId
+    session: RequestId
+    slots: Annotated[int, Field(ge=1, le=64)] = 1
+    labels: Annotated[list[Label], Field(max_length=64)] = []
+    platform: Annotated[str, Field(max_length=64)] = ""
+    version: Annotated[str, Field(max_length=64)] = ""
+    wait: Annotated[int, Field(ge=0, le=25)] = 0
+    warm: Annotated[list[Annotated[str, Field(max_length=128)]], Field(max_length=256)] = []
+    draining: bool = False
+
+
+class Mount(Reply):
+    """A cache directory of the step."""
+
+    path: str
+    key: str
+    trust: Literal["default", "other"] = "other"
+
+
+class Source(Reply):
+    """Where the workspace's files come from; `commit` empty means: the branch's head, to be resolved."""
+
+    repo_url: str
+    branch: str = ""
+    commit: str = ""
+    default_branch: str = ""
+    is_project_repository: bool = False
+
+
+class InputFile(Reply):
+    """One output of a dependency that has to stand in the workspace. Later entries win over earlier."""
+
+    step: str
+    path: str
+    type: Literal["file", "link", "directory"]
+    mode: int = 0o644
+    size: int = 0
+    sha256: str = ""
+    target: str = ""
+
+
+class Limits(Reply):
+    """Bounds of one step; durations in seconds, sizes in bytes."""
+
+    timeout_s: int
+    grace_s: int = 10
+    pull_timeout_s: int = 1800
+    log_bytes: int = 256 * 1024 * 1024
+    artifact_bytes: int = 8 * 1024**3
+    artifact_count: int = 20_000
+    cpus: float | None = None
+    memory_mb: int | None = None
+    pids: int | None = None
+
+
+class Timings(Reply):
+    """How often to speak; seconds."""
+
+    heartbeat_s: float = 5.0
+    claim_ttl_s: float = 20.0
+
+
+class Claim(Reply):
+    """One step, handed to one runner for one attempt."""
+
+    step_id: str
+    attempt: int
+    lease: str
+    build_id: str
+    project_id: str
+    name: str
+    script: str
+    script_sha256: str
+    image: str
+    env: dict[str, str] = {}
+    mounts: list[Mount] = []
+    output_paths: list[str] = []
+    source: Source | None = None
+    inputs: list[InputFile] = []
+    limits: Limits
+    timings: Timings = Timings()
+    network: Literal["bridge", "none"] = "bridge"
+    exclusive: bool = False
+    user: Literal["root", "image"] = "root"
+
+
+class Claims(Reply):
+    claims: list[Claim]
+
+
+class Start(Message):
+    """The container stands and may be started."""
+
+    container: Annotated[str, Field(max_length=256)] = ""
+    node: Annotated[str, Field(max_length=256)] = ""
+    image_digest: Annotated[str, Field(max_length=512)] = ""
+
+
+class StartAnswer(Reply):
+    action: Literal["go", "cancel"]
+    timeout_s: int
+    grace_s: int
+
+
+class AttemptReport(Message):
+    """What a runner holds right now."""
+
+    step_id: StepId
+    attempt: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    lease: Annotated[str, Field(max_length=128)]
+    phase: Phase
+    log_size: Size = 0
+
+
+class Heartbeat(Message):
+    """The runner lives, and so do these attempts."""
+
+    session: RequestId
+    draining: bool = False
+    slots: Annotated[int, Field(ge=0, le=4096)] = 0
+    disk_free: Size = 0
+    attempts: Annotated[list[AttemptReport], Field(max_length=4096)] = []
+
+
+class Resume(Message):
+    """A restarted runner names what it found on its disk."""
+
+    session: RequestId
+    attempts: Annotated[list[AttemptReport], Field(max_length=4096)] = []
+
+
+class Order(Reply):
+    """What to do with one attempt."""
+
+    step_id: str
+    attempt: int
+    action: Action
+    reason: str = ""
+    grace_s: int = 10
+
+
+class Orders(Reply):
+    attempts: list[Order]
+    drain: bool = False
+    next: float = 5.0
+
+
+class SourceResolved(Message):
+    """The commit a branch or an abbreviated hash stands for."""
+
+    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?\Z")]
+
+
+class SourceBound(Reply):
+    """The commit that binds every step of the build."""
+
+    commit: str
+
+
+class LogAccepted(Reply):
+    size: int
+    action: Action = Action.CONTINUE
+
+
+class ArtifactEntry(Message):
+    """One collected output, named in the completion; the blob was uploaded before."""
+
+    path: Annotated[str, Field(min_length=1, max_length=4096)]
+    type: Literal["file", "link", "directory"]
+    mode: Annotated[int, Field(ge=0, le=0o777)] = 0o644
+    size: Size = 0
+    sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+    target: Annotated[str, Field(max_length=4096)] = ""
+
+
+class Completion(Message):
+    """How an attempt ended. The first three fields are the published contract's."""
+
+    status: Annotated[Literal["success", "failed"], Field(description="Step completion status")]
+    logs: Annotated[str | None, Field(description="Step execution logs")] = None
+    output_paths: Annotated[
+        list[str] | None, Field(description="Path to artifacts generated by this step")
+    ] = None
+    exit_code: Annotated[int | None, Field(ge=0, le=255)] = None
+    reason: Reason | None = None
+    detail: Annotated[str, Field(max_length=4096)] = ""
+    signal: Annotated[int | None, Field(ge=0, le=64)] = None
+    oom: bool = False
+    log_size: Annotated[int | None, Field(ge=0, le=2**53)] = None
+    log_sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}\Z")] = None
+    artifacts: Annotated[list[ArtifactEntry], Field(max_length=20_000)] = []
+    started_at: Annotated[str | None, Field(max_length=40)] = None
+    finished_at: Annotated[str | None, Field(max_length=40)] = None
+    infra: bool = False
+
+
+class Completed(Reply):
+    success: Annotated[bool, Field(description="Whether the operation was successful")]
+    step_status: Annotated[str, Field(description="Updated step status")]
+    build_complete: Annotated[bool, Field(description="Whether all steps in the build are complete")]
+
+
+class Release(Message):
+    """The step goes back: none of its script ran here."""
+
+    reason: Annotated[str, Field(max_length=200)] = ""
+
+
+class Ok(Reply):
+    ok: bool = True
