@@ -1,0 +1,686 @@
+"""Steps in containers of a Docker engine; the only file that imports docker.
+
+Containers are created and started, never run, attached to, executed in or read from by the engine: the
+output leaves through bind-mounted files, so that neither the runner's death nor the engine's loses it.
+Each step joins the network of a holder that was prepared ahead and serves no other step.
+"""
+
+import contextlib
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import docker
+import docker.errors
+import docker.types
+import requests
+import structlog
+from docker.utils import parse_repository_tag
+
+from runner.errors import BadSetup, EngineUnavailable, RunnerError, StepError
+from runner.executor import egress, epoch, holder_image, launcher, seccomp, trust, verdict
+from runner.executor.base import Bind, Created, Ended, Job, Leftover
+from runner.executor.holders import HolderPool
+from runner.executor.pulls import PullFailed, Pulls
+from shared.reasons import Reason
+
+CAPABILITIES: Final = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID", "KILL", "NET_BIND_SERVICE")
+NETWORKS: Final = frozenset({"bridge", "none"})
+BRIDGE: Final = "buildmill0"
+REQUEST_S: Final = 60
+SLOW_S: Final = 180  # a start under load, a pull that says nothing
+POLL_S: Final = 0.1
+WAIT_PART_S: Final = 5.0
+DEATH_S: Final = 60.0
+DIAGNOSTICS_LIMIT: Final = 65536
+CONNECTIONS: Final = 64
+_NEVER: Final = "0001-01-01T00:00:00Z"
+_MIB: Final = 1024 * 1024
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a step may use when it does not say."""
+
+    cpus: float | None = None
+    memory_mb: int | None = None
+    pids: int = 4096
+    shm_mb: int = 64
+
+
+NO_TRUST: Final = trust.HostTrust(env={})
+
+
+class DockerExecutor:
+    """The executor over one engine. Any number of threads may call it."""
+
+    name = "docker"
+    isolates = True
+
+    def __init__(
+        self,
+        *,
+        runner: str,
+        base_url: str | None,
+        limits: Limits,
+        host_trust: trust.HostTrust,
+        refuse_private: bool | None,
+        holders_ahead: Mapping[str, int],
+    ) -> None:
+        self._runner = runner
+        self._base_url = base_url
+        self._limits = limits
+        self._trust = host_trust
+        self._refuse_private = refuse_private
+        self._profile = seccomp.make_profile()
+        self._starts = threading.BoundedSemaphore(os.cpu_count() or 1)
+        self._api = _connect(base_url)
+        self._socket = _socket_of(self._api)
+        self._slow_api = _connect(base_url, timeout=SLOW_S)
+        self._sweeper = ThreadPoolExecutor(max_workers=2, thread_name_prefix="sweep")
+        self._pulls = Pulls(self._pull_once)
+        self._asked: set[str] = set()
+        self._opened = time.monotonic()
+        self._began: dict[str, float] = {}
+        self.notes: list[str] = list(host_trust.notes)
+        self._has_holders = self._make_holder_image()
+        self._network = self._make_network()
+        self._apply_egress()
+        self._sweep_holders()
+        ahead = dict(holders_ahead) if self._has_holders else {}
+        self._holders = HolderPool(self._make_holder, self._remove_container, ahead=ahead)
+        self._watch = epoch.EngineWatch(self._listen, came_back=self._engine_came_back)
+        self._watch.wait_until_listening(5)
+
+    # -- images
+
+    def pull(self, image: str, *, deadline_s: float, progress: Callable[[str], None]) -> str:
+        image = _plain(image)
+        found = self._find_image(image)
+        if found is None:
+            self._pulls.pull(image, deadline_s=deadline_s, progress=progress)
+            found = self._find_image(image)
+        if found is None:
+            raise StepError(Reason.IMAGE_NOT_FOUND, f"{image} was removed right after it had arrived")
+        return _digest_of(found)
+
+    def _find_image(self, image: str) -> dict[str, Any] | None:
+        with _answers():
+            try:
+                found: dict[str, Any] = self._api.inspect_image(image)
+            except docker.errors.ImageNotFound:
+                return None
+            except docker.errors.APIError as error:
+                raise StepError(verdict.explain_create(_text(error)), _text(error)) from error
+        return found
+
+    def _pull_once(self, image: str) -> Iterator[str]:
+        repository, tag = parse_repository_tag(image)
+        with _answers():
+            try:
+                for event in self._slow_api.pull(repository, tag=tag or "latest", stream=True, decode=True):
+                    if "error" in event:
+                        raise PullFailed(str(event["error"])[:2000])
+                    line = _progress_line(image, event)
+                    if line:
+                        yield line
+            except docker.errors.APIError as error:
+                raise PullFailed(_text(error)) from error
+            except requests.exceptions.RequestException as error:
+                if "timed out" in str(error).lower():
+                    raise PullFailed(f"{image}: nothing arrived for {SLOW_S} s: timed out") from error
+                raise
+
+    # -- the life of an attempt
+
+    def create(self, job: Job) -> Created:
+        launcher.make_attempt_files(job.attempt_dir)
+        image = self._find_image(_plain(job.image))
+        if image is None:
+            raise StepError(Reason.IMAGE_NOT_FOUND, f"{job.image} is not on this machine")
+        self._create_container(job, image["Id"])
+        return Created(container=job.name, image_digest=_digest_of(image))
+
+    def _create_container(self, job: Job, image_id: str) -> None:
+        holder = self._take_holder(job)
+        body = self._body(job, image_id, holder)
+        with _answers():
+            try:
+                self._api.create_container_from_config(body, name=job.name)
+                return
+            except docker.errors.APIError as error:
+                if holder is not None:
+                    self._sweeper.submit(self._try_remove, holder)
+                if error.status_code != 409:
+                    raise StepError(verdict.explain_create(_text(error)), _text(error)) from error
+        self._adopt(job)
+
+    def _adopt(self, job: Job) -> None:
+        found = self._inspect(job.name)
+        labels = found["Config"].get("Labels") or {} if found else {}
+        if {key: labels.get(key) for key in _labels(job)} != _labels(job):
+            raise StepError(
+                Reason.DAEMON_ERROR, f"the name {job.name} belongs to a container that is not ours"
+            )
+        self._record_holder(job, _holder_of(found))
+
+    def start(self, job: Job) -> None:
+        for is_last in (False, True):
+            found = self._inspect(job.name)
+            if found is None:
+                raise StepError(Reason.CONTAINER_VANISHED, f"{job.name} was removed before it started")
+            if found["State"]["StartedAt"] != _NEVER:
+                return  # a second start would run the script a second time
+            self._note_engine(job)
+            try:
+                self._start_container(job.name)
+            except StepError as error:
+                if is_last or verdict.find_remedy(error.detail) is verdict.Remedy.NOTHING:
+                    raise
+                _log.info("a network holder was gone", container=job.name)
+                self._holders.forget_ready()
+                self._remove_with_holder(job.name, found)
+                self._create_container(job, found["Image"])
+            else:
+                return
+
+    def _start_container(self, name: str) -> None:
+        with _answers(), self._starts:
+            try:
+                self._slow_api.start(name)
+            except docker.errors.APIError as error:
+                raise StepError(verdict.explain_start(_text(error)), _text(error)) from error
+
+    def wait(self, job: Job, *, timeout_s: float) -> Ended | None:
+        until = time.monotonic() + timeout_s
+        while True:
+            found = self._inspect(job.name)
+            if found is None:
+                return verdict.judge_vanished(launcher.read_rc(job.attempt_dir))
+            state = found["State"]
+            if state["Status"] in ("exited", "dead"):
+                return self._judge(job, state)
+            left_s = until - time.monotonic()
+            if state["Status"] == "created" and state.get("Error"):
+                return Ended(None, None, reason=verdict.explain_start(state["Error"]), detail=state["Error"])
+            if left_s <= 0:
+                return None
+            if state["Status"] == "created":
+                time.sleep(min(POLL_S, left_s))  # the engine has no call that waits for a start
+            elif not _outlives(state["Pid"], found["Id"], left_s):
+                self._await_engine(job.name, min(left_s, WAIT_PART_S))
+
+    def _await_engine(self, name: str, timeout_s: float) -> None:
+        """Wait until the engine itself counts the container as ended, or the time is over."""
+        try:
+            self._slow_api.wait(name, timeout=max(0.05, timeout_s), condition="not-running")
+        except requests.exceptions.RequestException:
+            time.sleep(0.02)  # the time is over or the engine is away; looking again tells which
+        except docker.errors.APIError as error:
+            if error.status_code != 404:
+                time.sleep(POLL_S)
+
+    def _judge(self, job: Job, state: Mapping[str, Any]) -> Ended:
+        rc, code = launcher.read_rc(job.attempt_dir), int(state["ExitCode"])
+        suspicious = code in verdict.SUSPICIOUS_CODES
+        return verdict.judge(
+            verdict.Facts(
+                rc=rc,
+                code=code,
+                oom=bool(state.get("OOMKilled")),
+                we_asked=self._was_asked(job),
+                engine_broke=suspicious and self._engine_broke(job),
+                launcher_said=self.diagnostics(job).decode("utf-8", "replace") if rc is None else "",
+            ),
+        )
+
+    def kill(self, job: Job, *, hard: bool) -> None:
+        self._note_asked(job)
+        if not hard:
+            self._send(job.name, "SIGTERM")
+            return
+        until = time.monotonic() + DEATH_S
+        while time.monotonic() < until:
+            self._send(job.name, "SIGKILL")
+            found = self._inspect(job.name)
+            if found is None or not found["State"]["Running"]:
+                return
+            self._await_engine(job.name, 1.0)
+        raise EngineUnavailable(f"{job.name} does not die although it was killed for {DEATH_S:g} s")
+
+    def _send(self, name: str, signal: str) -> None:
+        with _answers():
+            try:
+                self._api.kill(name, signal)
+            except docker.errors.APIError as error:
+                if error.status_code not in (404, 409):  # gone, or not running
+                    raise EngineUnavailable(f"{name} cannot be sent {signal}: {_text(error)}") from error
+
+    def diagnostics(self, job: Job) -> bytes:
+        with _answers():
+            try:
+                text: bytes = self._api.logs(job.name, stdout=True, stderr=True, tail=500)
+            except docker.errors.APIError as error:
+                return f"the engine kept no log of the launcher: {_text(error)}\n".encode()
+        return text[-DIAGNOSTICS_LIMIT:]
+
+    def destroy(self, job: Job) -> None:
+        self._remove_with_holder(job.name, self._inspect(job.name))
+        recorded = job.attempt_dir / "holder"
+        holder = recorded.read_text(encoding="utf-8") if recorded.is_file() else ""
+        if holder:
+            self._sweeper.submit(self._try_remove, holder)
+        self._asked.discard(job.name)
+        self._began.pop(job.name, None)
+
+    def leftovers(self) -> list[Leftover]:
+        return [
+            Leftover(
+                name=found["Names"][0].lstrip("/"),
+                step_id=found["Labels"].get("buildmill.step", ""),
+                attempt=int(found["Labels"].get("buildmill.attempt", "0")),
+                is_running=found["State"] in ("running", "paused", "restarting"),
+            )
+            for found in self._list("step")
+        ]
+
+    def remove_leftover(self, leftover: Leftover) -> None:
+        self._remove_with_holder(leftover.name, self._inspect(leftover.name))
+
+    def close(self) -> None:
+        self._watch.close()
+        self._holders.close()
+        self._sweeper.shutdown(wait=True)
+        self._api.close()
+        self._slow_api.close()
+
+    # -- what a container looks like
+
+    def _body(self, job: Job, image_id: str, holder: str | None) -> dict[str, Any]:
+        body: dict[str, Any] = {
+            "Image": image_id,
+            "Entrypoint": ["/bin/sh", f"{launcher.INSIDE}/launch.sh"],
+            "Cmd": [],
+            "WorkingDir": "/workspace",
+            "Env": [f"{name}={value}" for name, value in self._env(job).items()],
+            "Labels": _labels(job) | {"buildmill.image": job.image},
+            "Tty": False,
+            "OpenStdin": False,
+            "AttachStdin": False,
+            "AttachStdout": False,
+            "AttachStderr": False,
+            "Healthcheck": {"Test": ["NONE"]},
+            "HostConfig": self._host_config(job, holder),
+        }
+        if job.user == "root":
+            body["User"] = "0:0"
+        return body
+
+    def _env(self, job: Job) -> dict[str, str]:
+        ours = {
+            "TINI_KILL_PROCESS_GROUP": "1",
+            "GIT_CONFIG_COUNT": "1",  # the checkout belongs to another user than the step's
+            "GIT_CONFIG_KEY_0": "safe.directory",
+            "GIT_CONFIG_VALUE_0": "*",
+        }
+        return {**ours, **self._trust.env, **job.env}
+
+    def _host_config(self, job: Job, holder: str | None) -> dict[str, Any]:
+        cpus = job.cpus if job.cpus is not None else self._limits.cpus
+        memory_mb = job.memory_mb if job.memory_mb is not None else self._limits.memory_mb
+        config: dict[str, Any] = {
+            "Init": True,
+            "RestartPolicy": {"Name": "no"},
+            "NetworkMode": f"container:{holder}" if holder else self._network_mode(job.network),
+            "LogConfig": {"Type": "local", "Config": {"max-size": "1m", "max-file": "2"}},
+            "SecurityOpt": ["no-new-privileges", f"seccomp={self._profile}"],
+            "CapDrop": ["ALL"],
+            "CapAdd": list(CAPABILITIES),
+            "IpcMode": "private",
+            "OomScoreAdj": 500,  # when the machine itself runs short, steps go before the runner
+            "PidsLimit": job.pids if job.pids is not None else self._limits.pids,
+            "ShmSize": self._limits.shm_mb * _MIB,
+            "Mounts": [_mount(bind) for bind in self._binds(job)],
+        }
+        if memory_mb is not None:
+            config["Memory"] = config["MemorySwap"] = memory_mb * _MIB
+        if cpus is not None:
+            config["NanoCpus"] = int(cpus * 1e9)
+        return config
+
+    def _binds(self, job: Job) -> list[Bind]:
+        folder, inside = job.attempt_dir, launcher.INSIDE
+        read_only = [
+            Bind(folder / name, f"{inside}/{name}", read_only=True) for name in ("launch.sh", "script.sh")
+        ]
+        written = [Bind(folder / name, f"{inside}/{name}") for name in ("log", "rc", "pipe")]
+        return [*read_only, *written, Bind(job.workspace, "/workspace"), *job.binds, *self._trust.binds]
+
+    # -- networks
+
+    def _network_mode(self, kind: str) -> str:
+        if kind not in NETWORKS:
+            raise StepError(Reason.BAD_CONFIG, f"network {kind!r} does not exist: say bridge or none")
+        return self._network if kind == "bridge" else "none"
+
+    def _take_holder(self, job: Job) -> str | None:
+        self._network_mode(job.network)  # refuse what does not exist
+        if not self._has_holders:
+            return None
+        holder = self._holders.take(job.network)
+        self._record_holder(job, holder)
+        return holder
+
+    def _record_holder(self, job: Job, holder: str | None) -> None:
+        """So that it can be removed even when the container of the step has gone."""
+        (job.attempt_dir / "holder").write_text(holder or "", encoding="utf-8")
+
+    def _make_holder(self, kind: str) -> str:
+        body = {
+            "Image": holder_image.NAME,
+            "Entrypoint": [holder_image.PROGRAM],
+            "Labels": {
+                "buildmill.managed": "1",
+                "buildmill.runner": self._runner,
+                "buildmill.role": "holder",
+            },
+            "HostConfig": {
+                "NetworkMode": self._network_mode(kind),
+                "LogConfig": {"Type": "none"},
+                "SecurityOpt": ["no-new-privileges"],
+                "CapDrop": ["ALL"],
+                "ReadonlyRootfs": True,
+                "PidsLimit": 64,  # what sets the container up counts too
+            },
+        }
+        with _answers():
+            try:
+                holder = str(self._api.create_container_from_config(body)["Id"])
+            except docker.errors.APIError as error:
+                raise EngineUnavailable(f"no network holder can be made: {_text(error)}") from error
+        try:
+            self._start_container(holder)
+        except StepError as error:
+            self._try_remove(holder)
+            raise EngineUnavailable(f"no network holder can be started: {error.detail}") from error
+        return holder
+
+    def _make_holder_image(self) -> bool:
+        if self._find_image(holder_image.NAME) is not None:
+            return True
+        with _answers():
+            tar = holder_image.make_image_tar(str(self._api.version().get("Arch")))
+            if tar is None:
+                self.notes.append(
+                    "networks cannot be prepared ahead on this engine's processor; starts are slower"
+                )
+                return False
+            repository, tag = holder_image.NAME.split(":")
+            try:
+                self._api.import_image_from_data(tar, repository=repository, tag=tag)
+            except docker.errors.APIError as error:
+                raise BadSetup(f"the engine takes no image of ours: {_text(error)}") from error
+        return True
+
+    def _make_network(self) -> str:
+        """Our own bridge, on which containers cannot reach each other."""
+        options = {
+            "com.docker.network.bridge.name": BRIDGE,
+            "com.docker.network.bridge.enable_icc": "false",
+            "com.docker.network.driver.mtu": str(_outward_mtu()),
+        }
+        with _answers():
+            try:
+                if not self._api.networks(names=[f"^{BRIDGE}$"]):
+                    labels = {"buildmill.managed": "1"}
+                    self._api.create_network(BRIDGE, "bridge", options, labels=labels, check_duplicate=True)
+            except docker.errors.APIError as error:
+                if error.status_code != 409:  # another runner of this machine was faster
+                    raise BadSetup(f"the engine cannot make the network {BRIDGE}: {_text(error)}") from error
+        return BRIDGE
+
+    def _apply_egress(self) -> None:
+        if self._refuse_private is None:
+            return
+        exceptions = [*self._trust.endpoints, *egress.find_resolvers()]
+        note = egress.apply_rules(BRIDGE, refuse_private=self._refuse_private, exceptions=exceptions)
+        if note is not None and note not in self.notes:
+            self.notes.append(note)
+
+    def _sweep_holders(self) -> None:
+        """Remove the holders of a former life that no container of a step uses."""
+        used = {step["HostConfig"]["NetworkMode"].removeprefix("container:") for step in self._list("step")}
+        for holder in self._list("holder"):
+            if holder["Id"] not in used:
+                self._try_remove(holder["Id"])
+
+    # -- the engine's life
+
+    @contextmanager
+    def _listen(self) -> Iterator[epoch.Stream]:
+        with _answers():
+            try:
+                api = _connect(self._base_url, timeout=None)
+            except BadSetup as error:
+                raise EngineUnavailable(str(error)) from error
+            with contextlib.closing(api):
+                try:
+                    stream = api.events(decode=True, filters={"label": ["buildmill.role=engine-watch"]})
+                except docker.errors.APIError as error:
+                    raise EngineUnavailable(_text(error)) from error
+                with contextlib.closing(stream):
+                    yield stream
+
+    def _engine_came_back(self) -> None:
+        self._holders.forget_ready()
+        self._apply_egress()  # a restarted engine or a flushed firewall may have dropped them
+
+    def _note_engine(self, job: Job) -> None:
+        self._began.setdefault(job.name, time.monotonic())
+        engine = epoch.find_engine_process(self._socket)
+        if engine is not None:
+            (job.attempt_dir / "engine").write_text(engine, encoding="utf-8")
+
+    def _engine_broke(self, job: Job) -> bool:
+        if self._watch.has_broken_since(self._began.get(job.name, self._opened)):
+            return True
+        noted = job.attempt_dir / "engine"
+        now = epoch.find_engine_process(self._socket)
+        if noted.is_file() and noted.read_text(encoding="utf-8") != now:
+            return True
+        try:  # an engine that is shutting down serves old connections but takes no new ones
+            _connect(self._base_url, timeout=5).close()
+        except BadSetup:
+            return True
+        return False
+
+    def _note_asked(self, job: Job) -> None:
+        self._asked.add(job.name)
+        with contextlib.suppress(FileNotFoundError):  # the folder may be gone when a stray is killed
+            (job.attempt_dir / "asked").touch()  # for a runner that takes over before the end is seen
+
+    def _was_asked(self, job: Job) -> bool:
+        return job.name in self._asked or (job.attempt_dir / "asked").exists()
+
+    # -- plain requests
+
+    def _inspect(self, name: str) -> dict[str, Any] | None:
+        with _answers():
+            try:
+                found: dict[str, Any] = self._api.inspect_container(name)
+            except docker.errors.NotFound:
+                return None
+            except docker.errors.APIError as error:
+                raise EngineUnavailable(_text(error)) from error
+        return found
+
+    def _list(self, role: str) -> list[dict[str, Any]]:
+        labels = ["buildmill.managed=1", f"buildmill.runner={self._runner}", f"buildmill.role={role}"]
+        with _answers():
+            try:
+                found: list[dict[str, Any]] = self._api.containers(all=True, filters={"label": labels})
+            except docker.errors.APIError as error:
+                raise EngineUnavailable(_text(error)) from error
+        return found
+
+    def _remove_with_holder(self, name: str, found: Mapping[str, Any] | None) -> None:
+        self._remove_container(name)
+        holder = _holder_of(found)
+        if holder:
+            self._sweeper.submit(self._try_remove, holder)
+
+    def _remove_container(self, name: str) -> None:
+        until = time.monotonic() + DEATH_S
+        while True:
+            with _answers():
+                try:
+                    self._api.remove_container(name, v=True, force=True)
+                    return
+                except docker.errors.NotFound:
+                    return
+                except docker.errors.APIError as error:
+                    if time.monotonic() > until:
+                        raise EngineUnavailable(f"{name} cannot be removed: {_text(error)}") from error
+            if self._inspect(name) is None:
+                return
+            time.sleep(POLL_S)  # someone else is removing it, or it is dying
+
+    def _try_remove(self, name: str) -> None:
+        try:
+            self._remove_container(name)
+        except RunnerError as error:
+            _log.warning("a container stays behind", container=name, error=str(error))
+
+
+def open_docker(
+    *,
+    runner: str,
+    state: Path,
+    environ: Mapping[str, str],
+    limits: Limits = Limits(),
+    host_trust: bool = False,
+    egress_rules: bool = True,
+    refuse_private: bool = True,
+    holders_ahead: int = 2,
+) -> DockerExecutor:
+    """Connect to the engine that DOCKER_HOST names, else to the local one; BadSetup says what to do."""
+    return DockerExecutor(
+        runner=runner,
+        base_url=environ.get("DOCKER_HOST") or None,
+        limits=limits,
+        host_trust=trust.gather(environ, scratch=state / "trust") if host_trust else NO_TRUST,
+        refuse_private=refuse_private if egress_rules else None,
+        holders_ahead={"bridge": holders_ahead, "none": min(1, holders_ahead)},
+    )
+
+
+def _connect(base_url: str | None, *, timeout: float | None = REQUEST_S) -> Any:  # docker ships no types
+    where = base_url or "unix:///var/run/docker.sock"
+    try:
+        api = docker.APIClient(base_url=where, version="auto", timeout=timeout, max_pool_size=CONNECTIONS)
+    except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
+        remedy = "start one (scripts/engine), name it in DOCKER_HOST, or use the process executor"
+        raise BadSetup(f"no container engine answers at {where}: {error}; {remedy}") from error
+    return api
+
+
+def _socket_of(api: Any) -> str | None:
+    socket_path = getattr(api.get_adapter(api.base_url), "socket_path", None)
+    return None if socket_path is None else str(socket_path)
+
+
+@contextmanager
+def _answers() -> Iterator[None]:
+    """Turn every way in which the engine fails to answer into one."""
+    try:
+        yield
+    except docker.errors.APIError:
+        raise
+    except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
+        raise EngineUnavailable(f"the container engine does not answer: {error}") from error
+
+
+def _outlives(pid: int, container: str, timeout_s: float) -> bool:
+    """Watch the container's first process, with which all others die; True when it lived all the time.
+
+    The process is of this machine only when the engine is: its control group must name the container.
+    """
+    if pid <= 0:
+        return False
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:  # it is dead, or this machine cannot see it
+        return False
+    try:
+        if container not in Path(f"/proc/{pid}/cgroup").read_text(encoding="utf-8"):
+            return False
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return not poll.poll(int(timeout_s * 1000) + 1)
+    except OSError:  # it died between two looks
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _labels(job: Job) -> dict[str, str]:
+    return {
+        "buildmill.managed": "1",
+        "buildmill.role": "step",
+        "buildmill.runner": job.runner,
+        "buildmill.step": job.step_id,
+        "buildmill.attempt": str(job.attempt),
+        "buildmill.build": job.build_id,
+    }
+
+
+def _holder_of(found: Mapping[str, Any] | None) -> str | None:
+    mode = str(found["HostConfig"]["NetworkMode"]) if found else ""
+    return mode.removeprefix("container:") if mode.startswith("container:") else None
+
+
+def _mount(bind: Bind) -> dict[str, Any]:
+    return {"Type": "bind", "Source": str(bind.source), "Target": bind.target, "ReadOnly": bind.read_only}
+
+
+def _plain(image: str) -> str:
+    return image.removeprefix("docker://")
+
+
+def _digest_of(image: Mapping[str, Any]) -> str:
+    digests = image.get("RepoDigests") or []
+    return str(digests[0] if digests else image["Id"])
+
+
+def _progress_line(image: str, event: Mapping[str, Any]) -> str:
+    status = str(event.get("status", "")).strip()
+    if not status or status == "Waiting":
+        return ""
+    parts = [f"{image}:", str(event.get("id", "")), status, str(event.get("progress", ""))]
+    return " ".join(part for part in parts if part)[:300]
+
+
+def _text(error: Any) -> str:
+    explanation = error.explanation
+    if isinstance(explanation, bytes):
+        explanation = explanation.decode("utf-8", "replace")
+    return str(explanation or error)[:2000]
+
+
+def _outward_mtu() -> int:
+    """The packet size of the way out; a larger one inside containers makes some connections hang."""
+    try:
+        routes = Path("/proc/net/route").read_text(encoding="utf-8").splitlines()[1:]
+        device = next(line.split()[0] for line in routes if line.split()[1] == "00000000")
+        return int(Path(f"/sys/class/net/{device}/mtu").read_text(encoding="utf-8"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 1500
