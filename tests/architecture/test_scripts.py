@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -82,19 +83,24 @@ def test_every_suite_has_a_budget_and_all_fit_into_forty_minutes() -> None:
     assert sum(seconds.values()) <= 40 * 60
 
 
-def test_stopping_the_engine_leaves_one_alone_that_we_did_not_start(tmp_path: Path) -> None:
-    script = (ROOT / "scripts" / "engine").read_text()
-    foreign = subprocess.Popen(["sleep", "60"])
+@pytest.fixture
+def foreign_process() -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        yield process
+        process.kill()
+
+
+def test_stopping_the_engine_leaves_a_process_alone_that_we_did_not_start(
+    tmp_path: Path, foreign_process: subprocess.Popen[bytes]
+) -> None:
     record = tmp_path / "record"
-    record.write_text(f"{foreign.pid} 1\n")
-    stand_in = tmp_path / "scripts" / "engine"
-    stand_in.parent.mkdir()
+    record.write_text(f"{foreign_process.pid} 1\n")
+    stand_in = tmp_path / "engine"
+    script = (ROOT / "scripts" / "engine").read_text()
     stand_in.write_text(script.replace("/var/run/buildmill-engine.pid", str(record)))
 
-    answer = subprocess.run(["bash", stand_in, "stop"], capture_output=True, text=True, timeout=20)
+    answer = subprocess.run(["bash", stand_in, "stop"], capture_output=True, text=True, timeout=40)
 
     assert answer.returncode == 0
     assert "nothing to stop" in answer.stderr
-    assert foreign.poll() is None
-    foreign.kill()
-    foreign.wait(timeout=10)
+    assert foreign_process.poll() is None
