@@ -89,6 +89,7 @@ _BEGIN = r"""  unset buildmill_text buildmill_name buildmill_nonce
   trap : TERM INT HUP
 """
 
+# Without a trap for TERM some releases of bash print the subshell that ended, and dash skips EXIT traps.
 # At top level, so that `local`, `return`, ERR and EXIT traps mean what they mean in a file.
 _LAST_LINE = (
     "{ buildmill_clean_shell; buildmill_begin; buildmill_syntax_is_good || exit 2; buildmill_mark start; "

@@ -44,10 +44,12 @@ def start(text: str, way: str, place: Path, env: Mapping[str, str]) -> "subproce
     argv = SHELLS[shell]
     file = place / "script.sh"
     file.write_bytes(text.encode())
-    with file.open("rb") as stdin:
+    fed = place / "stdin"
+    fed.write_bytes(b"echo fed from outside\n" if how == "file" else text.encode() + b"echo behind the end\n")
+    with fed.open("rb") as stdin:
         return subprocess.Popen(
             [*argv, str(file)] if how == "file" else [*argv, "-s"],
-            stdin=None if how == "file" else stdin,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=place,
@@ -427,6 +429,7 @@ def test_a_terminated_script_ends_with_143_and_does_not_print_itself(way: str, t
 
     assert ended.status == 143
     assert "secret-looking" not in ended.err
+    assert "buildmill" not in ended.err
 
 
 def test_the_users_own_trap_decides_how_a_terminated_script_ends(way: str, tmp_path: Path) -> None:
@@ -435,4 +438,11 @@ def test_the_users_own_trap_decides_how_a_terminated_script_ends(way: str, tmp_p
     )
 
     assert ended.status == 9
+    assert "cleaning" in ended.out
+
+
+def test_a_terminated_script_still_cleans_up_at_its_exit(way: str, tmp_path: Path) -> None:
+    ended = signalled(way, tmp_path, "trap 'echo cleaning' EXIT; sh -c 'echo ready; exec sleep 30'")
+
+    assert ended.status == 143
     assert "cleaning" in ended.out
