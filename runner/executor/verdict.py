@@ -59,7 +59,7 @@ def _find_cause(facts: Facts) -> tuple[Reason | None, str]:
         return Reason.DAEMON_ERROR, "the container engine restarted while the step ran"
     if facts.rc is None:
         return _find_cause_without_rc(facts)
-    if facts.rc == 0 and facts.code == KILLED_CODE:
+    if facts.rc == 0 and facts.code in (KILLED_CODE, None):
         return Reason.KILLED, "the processes were killed although the script had recorded success"
     return None, ""
 
@@ -100,6 +100,7 @@ class Remedy(Enum):
 _NO_SPACE = (r"no space left on device|disk quota exceeded", Reason.DISK_FULL)
 
 _CREATE: Final = (
+    (r"bind source path does not exist|unknown capability|invalid security|seccomp", Reason.INTERNAL),
     (r"no such image|image not found", Reason.IMAGE_NOT_FOUND),
     (r"minimum memory limit|range of cpus|shm size|pids? limit", Reason.BAD_CONFIG),
     (r"working directory .* is invalid|invalid environment variable", Reason.BAD_CONFIG),
@@ -108,7 +109,6 @@ _CREATE: Final = (
         Reason.BAD_CONFIG,
     ),
     (r"invalid reference format|repository name .*must be lowercase", Reason.BAD_CONFIG),
-    (r"bind source path does not exist|unknown capability|invalid security|seccomp", Reason.INTERNAL),
     _NO_SPACE,
 )
 
