@@ -1,0 +1,129 @@
+"""The runner's own folder: one process at a time, its identity, and the request it waits on."""
+
+import fcntl
+import json
+import os
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from runner.durable import write_all, write_whole
+from runner.errors import BadSetup
+
+log = structlog.get_logger()
+
+MOST_BYTES = 64 * 1024
+
+
+class StateLock:
+    """Held for as long as a runner uses the folder; the kernel gives it back when the runner dies."""
+
+    def __init__(self, state: Path) -> None:
+        try:
+            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._fd = os.open(state / "lock", flags, 0o600)
+        except OSError as error:
+            raise BadSetup(f"the state folder {state} cannot be used: {error.strerror}") from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.pread(self._fd, 20, 0).decode("ascii", "replace").strip()
+            os.close(self._fd)
+            raise BadSetup(
+                f"another runner (process {holder or '?'}) uses {state}: stop it or name another --state"
+            ) from error
+        os.ftruncate(self._fd, 0)
+        write_all(self._fd, b"%d\n" % os.getpid())
+
+    def release(self) -> None:
+        os.close(self._fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who this runner is, to which coordinator."""
+
+    runner_id: str
+    secret: str = field(repr=False)
+    coordinator: str
+
+
+def save_identity(state: Path, identity: Identity) -> None:
+    content = {
+        "runnerId": identity.runner_id,
+        "secret": identity.secret,
+        "coordinator": identity.coordinator,
+    }
+    write_whole(state / "identity.json", json.dumps(content).encode(), mode=0o600)
+
+
+def load_identity(state: Path) -> Identity | None:
+    """The identity of a former life, or None where there was none."""
+    path = state / "identity.json"
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BadSetup(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        content = os.read(fd, MOST_BYTES)
+    finally:
+        os.close(fd)
+    if mode & 0o077:
+        raise BadSetup(f"{path} holds a secret that others may read: chmod 600 {path}")
+    try:
+        told = json.loads(content)
+        texts = [told[name] for name in ("runnerId", "secret", "coordinator")]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadSetup(f"{path} is damaged: remove it to register this runner anew") from error
+    if not all(isinstance(text, str) and text for text in texts):
+        raise BadSetup(f"{path} is damaged: remove it to register this runner anew")
+    return Identity(*texts)
+
+
+class PendingRequest:
+    """The id under which steps were asked for and no answer has been understood yet.
+
+    Asking again under the same id, even in another life, gets the same steps and no others.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self._path = state / "requests.json"
+
+    def current(self, new_id: str) -> str:
+        """The pending id, or `new_id`, which is then pending; OSError when it cannot be written down."""
+        pending = self.find()
+        if pending is None:
+            write_whole(self._path, json.dumps({"requestId": new_id}).encode())
+            return new_id
+        return pending
+
+    def find(self) -> str | None:
+        try:
+            with self._path.open("rb") as file:
+                pending = json.loads(file.read(MOST_BYTES))["requestId"]
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("request_unreadable", path=str(self._path), error=str(error))
+            return None
+        return pending if isinstance(pending, str) and pending else None
+
+    def answered(self) -> None:
+        """The answer is understood and journaled: the next request gets an id of its own."""
+        self._path.unlink(missing_ok=True)
