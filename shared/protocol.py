@@ -13,9 +13,9 @@ from pydantic.alias_generators import to_camel
 from shared.reasons import Reason
 
 PROTOCOL_VERSION = 1
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\Z")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Label = Annotated[str, Field(min_length=1, max_length=64)]
-RequestId = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9_-]+\Z")]
+RequestId = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 StepId = Annotated[str, Field(min_length=1, max_length=64)]
 Size = Annotated[int, Field(ge=0, le=2**53)]
 
@@ -223,7 +223,7 @@ class Orders(Reply):
 class SourceResolved(Message):
     """The commit a branch or an abbreviated hash stands for."""
 
-    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?\Z")]
+    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}([0-9a-f]{24})?$")]
 
 
 class SourceBound(Reply):
@@ -244,7 +244,7 @@ class ArtifactEntry(Message):
     type: Literal["file", "link", "directory"]
     mode: Annotated[int, Field(ge=0, le=0o777)] = 0o644
     size: Size = 0
-    sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?\Z")] = ""
+    sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
     target: Annotated[str, Field(max_length=4096)] = ""
 
 
@@ -262,7 +262,7 @@ class Completion(Message):
     signal: Annotated[int | None, Field(ge=0, le=64)] = None
     oom: bool = False
     log_size: Annotated[int | None, Field(ge=0, le=2**53)] = None
-    log_sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}\Z")] = None
+    log_sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$")] = None
     artifacts: Annotated[list[ArtifactEntry], Field(max_length=20_000)] = []
     started_at: Annotated[str | None, Field(max_length=40)] = None
     finished_at: Annotated[str | None, Field(max_length=40)] = None

@@ -1,0 +1,83 @@
+"""A runner takes ready steps."""
+
+from datetime import datetime
+from typing import Any
+
+import structlog
+from sqlmodel import Session
+
+from coordinator.actions.render_claim import render_claim
+from coordinator.actions.runner_session import require_session
+from coordinator.actions.settle_build import settle_build
+from coordinator.rules.access import SYSTEM, Caller
+from coordinator.rules.transitions import StepEvent
+from coordinator.site import Site
+from coordinator.store import attempts, audit, builds, steps
+from shared.protocol import Acquire, Claim
+from shared.reasons import Reason
+
+log = structlog.get_logger()
+
+
+def acquire_steps(tx: Session, site: Site, caller: Caller, said: Acquire, *, now: datetime) -> list[Claim]:
+    """Claim up to `slots` steps. The same request gets the same answer, and never a second step."""
+    runner = require_session(
+        tx,
+        caller,
+        said.session,
+        now=now,
+        draining=said.draining,
+        platform=said.platform,
+        version=said.version,
+    )
+    repeated = steps.list_claims(tx, runner_id=runner.id, request_id=said.request_id)
+    if not repeated and (
+        said.draining or attempts.was_request_used(tx, runner_id=runner.id, request_id=said.request_id)
+    ):
+        return []
+    claimed = repeated or _claim(tx, runner, said, now=now)
+    if not claimed:
+        return []
+    found = builds.list_builds_by_id(tx, {step.build_id for step in claimed})
+    claims = []
+    for step in claimed:
+        try:
+            claims.append(render_claim(tx, site, step, found[step.build_id]))
+        except Exception:
+            # one step that cannot be handed out must not keep its runner from all others
+            log.exception("claim_not_renderable", step=step.id)
+            _fail(tx, step, now=now)
+    return claims
+
+
+def _claim(tx: Session, runner: Any, said: Acquire, *, now: datetime) -> list[Any]:
+    labels = sorted(set(said.labels) & set(runner.labels))
+    claimed = steps.claim_steps(
+        tx,
+        runner_id=runner.id,
+        request_id=said.request_id,
+        labels=labels,
+        limit=said.slots,
+        now=now,
+    )
+    if claimed:
+        attempts.insert_attempts(tx, claimed, now=now)
+        builds.begin_builds(tx, {step.build_id for step in claimed}, now=now)
+        for step in claimed:
+            audit.record(
+                tx,
+                SYSTEM,
+                "step.claimed",
+                now=now,
+                project_id=step.project_id,
+                stepId=step.id,
+                attempt=step.attempt,
+                runnerId=runner.id,
+            )
+    return claimed
+
+
+def _fail(tx: Session, step: Any, *, now: datetime) -> None:
+    builds.lock_build(tx, step.build_id)
+    steps.move_step(tx, step.id, StepEvent.FAIL, finished_at=now, reason=Reason.BAD_CONFIG)
+    settle_build(tx, step.build_id, [step.id], reason=Reason.BAD_CONFIG, now=now)

@@ -1,0 +1,93 @@
+"""Bytes of a step's log arrive at an offset."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlmodel import Session
+
+from coordinator.actions.leased_step import LeaseProof, get_leased_step
+from coordinator.errors import LogConflict, LogGap, StaleAttempt
+from coordinator.rules.access import Caller
+from coordinator.site import Site
+from coordinator.store import attempts, builds, logs, steps
+from shared.protocol import Action
+
+NOTICE = b"\n[buildmill] the log limit of %d bytes is reached; what follows is not kept\n"
+
+
+@dataclass(frozen=True)
+class Appended:
+    """How long the log is now; `is_full` when it takes no more."""
+
+    size: int
+    action: Action
+    is_full: bool = False
+
+
+def append_log(
+    tx: Session,
+    site: Site,
+    caller: Caller,
+    step_id: str,
+    proof: LeaseProof,
+    *,
+    offset: int,
+    data: bytes,
+    now: datetime,
+) -> Appended:
+    """Store what is new of `data`. Bytes sent twice change nothing; other bytes are a LogConflict."""
+    step = get_leased_step(tx, site, caller, step_id, proof)
+    builds.lock_build(tx, step.build_id)
+    step = get_leased_step(tx, site, caller, step_id, proof)
+    row = attempts.find_attempt(tx, step_id, proof.attempt)
+    action = Action.CANCEL if step.cancel_requested_at else Action.CONTINUE
+    if row is not None and row.log_state == "truncated":
+        return Appended(step.log_size, action, is_full=True)
+    path = site.logs.path(step.build_id, step.id, step.attempt)
+    size = min(step.log_size, site.logs.size(path))  # a crash of the machine may have eaten the end
+    if offset > size:
+        if size < step.log_size:
+            _set_size(tx, step, size, now=now)
+            return Appended(size, action)
+        raise LogGap(size)
+    fresh = _fresh_part(site, path, size, offset, data)
+    return store_log(tx, site, step, fresh, size=size, action=action, now=now)
+
+
+def store_log(
+    tx: Session, site: Site, step: Any, data: bytes, *, size: int, action: Action, now: datetime
+) -> Appended:
+    """Append `data` to the log of the step's current attempt, up to the limit."""
+    limit = site.settings.log_limit
+    is_full = size + len(data) > limit
+    kept = data[: max(0, limit - size)] + (NOTICE % limit) if is_full else data
+    if kept:
+        path = site.logs.path(step.build_id, step.id, step.attempt)
+        site.logs.write(path, size, kept)
+        _set_size(tx, step, size + len(kept), now=now)
+        logs.insert_append(
+            tx,
+            build_id=step.build_id,
+            step_id=step.id,
+            attempt=step.attempt,
+            offset=size,
+            length=len(kept),
+            now=now,
+        )
+    if is_full:
+        attempts.change_attempt(tx, step.id, step.attempt, log_state="truncated")
+    return Appended(size + len(kept), action, is_full)
+
+
+def _fresh_part(site: Site, path: Path, size: int, offset: int, data: bytes) -> bytes:
+    overlap = min(size - offset, len(data))
+    if overlap and site.logs.read(path, offset, overlap) != data[:overlap]:
+        raise LogConflict(size)
+    return data[overlap:]
+
+
+def _set_size(tx: Session, step: Any, size: int, *, now: datetime) -> None:
+    if not steps.change_attempt(tx, step.id, step.attempt, log_size=size, last_seen_at=now):
+        raise StaleAttempt("the step has moved on")

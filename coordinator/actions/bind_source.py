@@ -1,0 +1,25 @@
+"""The first step that resolves the branch binds the whole build to its commit."""
+
+from sqlmodel import Session
+
+from coordinator.actions.leased_step import LeaseProof, get_leased_step
+from coordinator.errors import Invalid
+from coordinator.rules.access import Caller
+from coordinator.site import Site
+from coordinator.store import builds
+from shared.faults import Fault
+
+
+def bind_source(
+    tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof, *, commit: str
+) -> str:
+    """The commit that binds every step of the build; the first one named wins."""
+    step = get_leased_step(tx, site, caller, step_id, proof)
+    build = builds.get_build(tx, step.build_id)
+    wanted = build.requested_commit
+    if wanted and not commit.startswith(wanted):
+        raise Invalid(
+            "the commit is not the one that was asked for",
+            details=(Fault("commit", f"must begin with {wanted}"),),
+        )
+    return builds.bind_commit(tx, step.build_id, commit)

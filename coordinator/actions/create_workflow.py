@@ -1,0 +1,44 @@
+"""A new workflow of a project."""
+
+from datetime import datetime
+
+from sqlmodel import Session
+
+from coordinator.actions.plan_workflow import plan_workflow
+from coordinator.rules.access import Caller
+from coordinator.site import Site
+from coordinator.store import audit, projects, workflows
+from coordinator.tables import Workflow
+from shared.ids import new_id
+
+
+def create_workflow(
+    tx: Session,
+    site: Site,
+    caller: Caller,
+    project_id: str,
+    *,
+    name: object,
+    steps: object,
+    now: datetime,
+) -> Workflow:
+    """Plan the steps and store them as version 1, or refuse them with every fault."""
+    project = projects.get_project(tx, caller, project_id)
+    plan, images = plan_workflow(tx, site, project, name=name, steps=steps)
+    workflow = Workflow(
+        id=new_id(), project_id=project.id, name=str(name), version=1, created_at=now, updated_at=now
+    )
+    stored = [step.spec.model_dump(by_alias=True, mode="json") for step in plan.steps]
+    used = {images[slug].id for slug in plan.image_slugs}
+    workflows.insert_version(tx, workflow, stored, used, now=now)
+    audit.record(
+        tx,
+        caller,
+        "workflow.created",
+        now=now,
+        project_id=project.id,
+        tenant_id=project.tenant_id,
+        workflowId=workflow.id,
+        steps=len(stored),
+    )
+    return workflow

@@ -1,0 +1,52 @@
+"""The one check that every write about a leased step begins with."""
+
+import hmac
+from dataclasses import dataclass
+from typing import Any
+
+from sqlmodel import Session
+
+from coordinator.errors import StaleAttempt
+from coordinator.rules.access import Caller
+from coordinator.rules.leases import lease_token
+from coordinator.site import Site
+from coordinator.store import steps
+from shared.states import StepState
+
+
+@dataclass(frozen=True)
+class LeaseProof:
+    """What a runner sends with each write: the attempt and its lease."""
+
+    attempt: int
+    lease: str
+
+
+def get_attempt(tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof) -> Any:
+    """The step, if this runner's attempt is its current one; it may have ended already."""
+    step = steps.get_step(tx, step_id)
+    if not is_current(site, caller, step, proof):
+        raise StaleAttempt(f"attempt {proof.attempt} of this step is not yours or not current")
+    return step
+
+
+def get_leased_step(tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof) -> Any:
+    """The step, if this runner's attempt is current and still running; StaleAttempt otherwise."""
+    step = get_attempt(tx, site, caller, step_id, proof)
+    if not StepState(step.state).is_leased:
+        raise StaleAttempt(f"the step is {step.state}")
+    return step
+
+
+def is_current(site: Site, caller: Caller, step: Any, proof: LeaseProof) -> bool:
+    """True when the runner, the attempt and the lease are those the step was last given to."""
+    if caller.runner_id is None or step.runner_id != caller.runner_id or step.attempt != proof.attempt:
+        return False
+    expected = lease_token(
+        site.lease_key,
+        step_id=step.id,
+        attempt=step.attempt,
+        runner_id=step.runner_id,
+        request_id=step.request_id or "",
+    )
+    return hmac.compare_digest(expected.encode(), proof.lease.encode())

@@ -1,0 +1,116 @@
+"""A claimed step as its runner gets to see it."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from sqlmodel import Session
+
+from coordinator.rules.leases import lease_token
+from coordinator.site import Site
+from coordinator.store import artifacts, steps
+from shared.protocol import Claim, InputFile, Limits, Mount, Source, Timings
+from shared.script import render_step_script, script_digest
+from shared.workflow import StepSpec
+
+
+def render_script(step: Any, build: Any, *, attempt: int) -> str:
+    """The bash script of this attempt."""
+    spec = StepSpec.model_validate(step.spec, by_alias=True)
+    variables = {
+        "CI": "true",
+        "BUILDMILL_PROJECT_ID": build.project_id,
+        "BUILDMILL_BUILD_ID": build.id,
+        "BUILDMILL_BUILD_NUMBER": str(build.number),
+        "BUILDMILL_STEP": step.name,
+        "BUILDMILL_ATTEMPT": str(attempt),
+    }
+    if build.commit_hash:
+        variables["BUILDMILL_COMMIT"] = build.commit_hash
+    if build.branch:
+        variables["BUILDMILL_BRANCH"] = build.branch
+    return render_step_script(name=step.name, run_script=spec.run_script, env=spec.env, variables=variables)
+
+
+def render_claim(tx: Session, site: Site, step: Any, build: Any) -> Claim:
+    """Everything the runner needs to run this attempt."""
+    spec = StepSpec.model_validate(step.spec, by_alias=True)
+    script = render_script(step, build, attempt=step.attempt)
+    settings = site.settings
+    return Claim(
+        step_id=step.id,
+        attempt=step.attempt,
+        lease=lease_token(
+            site.lease_key,
+            step_id=step.id,
+            attempt=step.attempt,
+            runner_id=step.runner_id,
+            request_id=step.request_id,
+        ),
+        build_id=build.id,
+        project_id=build.project_id,
+        name=step.name,
+        script=script,
+        script_sha256=script_digest(script),
+        image=step.image_url,
+        env={},
+        mounts=[Mount(path=path, key=build.project_id) for path in spec.cache_dirs],
+        output_paths=spec.output_paths,
+        source=_source(build),
+        inputs=_inputs(tx, step) if step.dependency_count else [],
+        limits=Limits(
+            timeout_s=spec.timeout_seconds,
+            log_bytes=settings.log_limit,
+            artifact_bytes=settings.artifact_limit,
+            artifact_count=settings.artifact_count,
+            cpus=spec.resources.cpus,
+            memory_mb=spec.resources.memory_mb,
+            pids=spec.resources.pids,
+        ),
+        timings=Timings(heartbeat_s=settings.heartbeat, claim_ttl_s=settings.claim_ttl),
+        network=spec.network,
+        exclusive=spec.exclusive,
+        user=spec.user,
+    )
+
+
+def _source(build: Any) -> Source | None:
+    if not build.repo_url:
+        return None
+    return Source(
+        repo_url=build.repo_url,
+        branch=build.branch or "",
+        commit=build.commit_hash or build.requested_commit or "",
+        default_branch=build.default_branch or "",
+        is_project_repository=build.is_project_repository,
+    )
+
+
+def _inputs(tx: Session, step: Any) -> list[InputFile]:
+    """The outputs of every step this one depends on, directly or not; the later step's come later."""
+    behind = _all_behind(step.id, steps.list_dependencies(tx, step.build_id))
+    producers = steps.list_steps_by_id(tx, sorted(behind))
+    found = artifacts.list_artifacts_of_steps(tx, step.build_id, behind)
+    found.sort(key=lambda row: (producers[row.step_id].rank, row.path))
+    return [
+        InputFile(
+            step=producers[row.step_id].name,
+            path=row.path,
+            type=row.type,
+            mode=row.mode,
+            size=row.size,
+            sha256=row.sha256,
+            target=row.target,
+        )
+        for row in found
+    ]
+
+
+def _all_behind(step_id: str, arrows: dict[str, list[str]]) -> set[str]:
+    seen: set[str] = set()
+    waiting: list[Iterable[str]] = [arrows.get(step_id, [])]
+    while waiting:
+        for other in waiting.pop():
+            if other not in seen:
+                seen.add(other)
+                waiting.append(arrows.get(other, []))
+    return seen

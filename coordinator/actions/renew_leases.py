@@ -1,0 +1,82 @@
+"""A runner is alive, and holds these attempts."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlmodel import Session
+
+from coordinator.actions.leased_step import LeaseProof, is_current
+from coordinator.actions.runner_session import require_session
+from coordinator.rules.access import Caller
+from coordinator.rules.transitions import StepEvent
+from coordinator.site import Site
+from coordinator.store import attempts, runners, steps
+from shared.protocol import Action, AttemptReport, Heartbeat, Order, Orders, Resume
+from shared.states import StepState
+
+
+def renew_leases(tx: Session, site: Site, caller: Caller, said: Heartbeat, *, now: datetime) -> Orders:
+    """Keep the attempts alive and say what to do with each."""
+    require_session(
+        tx,
+        caller,
+        said.session,
+        now=now,
+        draining=said.draining,
+        slots=said.slots,
+        disk_free=said.disk_free,
+    )
+    return _answer(tx, site, caller, said.attempts, now=now)
+
+
+def resume_attempts(tx: Session, site: Site, caller: Caller, said: Resume, *, now: datetime) -> Orders:
+    """A restarted runner takes over from its former process and asks what still counts."""
+    runners.change_runner(tx, caller.runner_id or "", now=now, session=said.session, draining=False)
+    return _answer(tx, site, caller, said.attempts, now=now)
+
+
+def _answer(
+    tx: Session, site: Site, caller: Caller, reports: Sequence[AttemptReport], *, now: datetime
+) -> Orders:
+    found = steps.list_steps_by_id(tx, [report.step_id for report in reports])
+    orders = [_order(tx, site, caller, found.get(report.step_id), report) for report in reports]
+    alive = [order.step_id for order in orders if order.action is not Action.ABANDON]
+    if alive:
+        steps.touch_steps(tx, alive, caller.runner_id or "", now=now)
+    return Orders(attempts=orders, drain=False, next=site.settings.heartbeat)
+
+
+def _order(tx: Session, site: Site, caller: Caller, step: Any, report: AttemptReport) -> Order:
+    def said(action: Action, reason: str = "") -> Order:
+        return Order(step_id=report.step_id, attempt=report.attempt, action=action, reason=reason)
+
+    if step is None:
+        return said(Action.ABANDON, "unknown")
+    if not is_current(site, caller, step, LeaseProof(report.attempt, report.lease)):
+        return said(Action.ABANDON, "stale_attempt")
+    if step.state == StepState.READY and _revive(tx, step):
+        return said(Action.CONTINUE, "revived")
+    if not StepState(step.state).is_leased:
+        # an attempt that has ended may still have to hear the answer to its completion
+        return (
+            said(Action.CONTINUE, "ended") if _was_completed(tx, step) else said(Action.ABANDON, step.state)
+        )
+    if step.cancel_requested_at is not None:
+        return said(Action.CANCEL, step.cancel_reason or "")
+    return said(Action.CONTINUE)
+
+
+def _revive(tx: Session, step: Any) -> bool:
+    """A runner that was given up comes back before anyone else took its step: it goes on."""
+    if step.started_at is None:
+        return False
+    moved = steps.move_step(tx, step.id, StepEvent.REVIVE, attempt=step.attempt, not_before=None)
+    if moved:
+        attempts.change_attempt(tx, step.id, step.attempt, outcome=None, reason=None, finished_at=None)
+    return moved
+
+
+def _was_completed(tx: Session, step: Any) -> bool:
+    row = attempts.find_attempt(tx, step.id, step.attempt)
+    return row is not None and row.outcome in (StepState.SUCCEEDED, StepState.FAILED)

@@ -1,0 +1,56 @@
+"""What follows when steps have ended: who may start, who never will, and whether the build is over."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlmodel import Session
+
+from coordinator.rules.access import SYSTEM
+from coordinator.rules.transitions import BUILD_EVENT_OF_OUTCOME, StepEvent
+from coordinator.store import audit, builds, steps
+from shared.readiness import build_outcome, state_after
+from shared.reasons import Reason
+from shared.states import BuildState, StepState
+
+
+def settle_build(
+    tx: Session, build_id: str, ended_steps: Sequence[str], *, reason: str | None, now: datetime
+) -> BuildState | None:
+    """Move on from `ended_steps`; returns how the build ended, if it did.
+
+    The caller holds the build's row: two steps that end together must not each see the other running.
+    """
+    _settle_dependents(tx, ended_steps, now=now)
+    counts = steps.count_states(tx, build_id)
+    build = builds.lock_build(tx, build_id)
+    outcome = build_outcome(counts, is_cancelled=build.cancel_requested_at is not None)
+    if outcome is None:
+        return None
+    event = BUILD_EVENT_OF_OUTCOME[outcome]
+    said = {
+        BuildState.SUCCEEDED: None,
+        BuildState.CANCELLED: str(Reason.CANCELLED),
+    }.get(outcome, reason)
+    if builds.move_build(tx, build_id, event, finished_at=now, reason=said):
+        audit.record(
+            tx,
+            SYSTEM,
+            "build.finished",
+            now=now,
+            project_id=build.project_id,
+            buildId=build_id,
+            state=str(outcome),
+            reason=said,
+        )
+    return outcome
+
+
+def _settle_dependents(tx: Session, ended_steps: Sequence[str], *, now: datetime) -> None:
+    ended = list(ended_steps)
+    while ended:
+        waiting = steps.list_dependents(tx, ended)
+        next_states = {step_id: state_after(states) for step_id, states in waiting.items()}
+        ready = [step_id for step_id, state in next_states.items() if state is StepState.READY]
+        skipped = [step_id for step_id, state in next_states.items() if state is StepState.SKIPPED]
+        steps.move_steps(tx, ready, StepEvent.UNBLOCK, ready_at=now)
+        ended = steps.move_steps(tx, skipped, StepEvent.SKIP, finished_at=now)

@@ -1,0 +1,44 @@
+"""Where the log of a step stands."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlmodel import Session
+
+from coordinator.actions.show_build import get_visible_build
+from coordinator.errors import NotFound
+from coordinator.rules.access import Caller
+from coordinator.site import Site
+from coordinator.store import attempts, steps
+from shared.states import StepState
+
+
+@dataclass(frozen=True)
+class LogView:
+    """A log as it stands: `size` bytes of the file may be read; more may come while `is_open`."""
+
+    path: Path
+    size: int
+    is_open: bool
+    state: str
+    sha256: str | None
+
+
+def show_step_log(tx: Session, site: Site, caller: Caller, step_id: str, *, attempt: int | None) -> LogView:
+    """The log of one attempt, by default the latest."""
+    step = steps.get_step(tx, step_id)
+    try:
+        get_visible_build(tx, caller, step.build_id)
+    except NotFound as error:
+        raise NotFound("no such step") from error
+    number = step.attempt if attempt is None else attempt
+    path = site.logs.path(step.build_id, step.id, number)
+    row = attempts.find_attempt(tx, step.id, number) if number else None
+    if row is None:
+        if attempt is not None:
+            raise NotFound("no such attempt")
+        return LogView(path, 0, not StepState(step.state).is_final, "open", None)
+    is_current = number == step.attempt
+    size = step.log_size if is_current else row.log_size
+    is_open = is_current and not StepState(step.state).is_final
+    return LogView(path, size, is_open, row.log_state, row.log_sha256)

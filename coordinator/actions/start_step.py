@@ -1,0 +1,42 @@
+"""A runner is about to let the script run."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlmodel import Session
+
+from coordinator.actions.leased_step import LeaseProof, get_leased_step
+from coordinator.errors import StaleAttempt
+from coordinator.rules.access import Caller
+from coordinator.rules.transitions import StepEvent
+from coordinator.site import Site
+from coordinator.store import attempts, steps
+from shared.protocol import Start, StartAnswer
+from shared.states import StepState
+
+
+def start_step(
+    tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof, said: Start, *, now: datetime
+) -> StartAnswer:
+    """Answer `go` once the step is recorded as running, or `cancel`. Asked again, the same answer."""
+    step = get_leased_step(tx, site, caller, step_id, proof)
+    limits = {"timeout_s": int(step.spec["timeoutSeconds"]), "grace_s": 10}
+    if step.cancel_requested_at is not None:
+        return StartAnswer(action="cancel", **limits)
+    if step.state == StepState.RUNNING:
+        return StartAnswer(action="go", **limits)
+    facts: dict[str, Any] = {"started_at": now, "image_digest": said.image_digest or None}
+    moved = steps.move_step(
+        tx,
+        step_id,
+        StepEvent.START,
+        attempt=proof.attempt,
+        phase="running",
+        last_seen_at=now,
+        acked_at=step.acked_at or now,
+        **facts,
+    )
+    if not moved:
+        raise StaleAttempt("the step has moved on")
+    attempts.change_attempt(tx, step_id, proof.attempt, **facts)
+    return StartAnswer(action="go", **limits)

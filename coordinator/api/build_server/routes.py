@@ -1,0 +1,491 @@
+"""The operations of the Build Server API, each in a few lines."""
+
+import asyncio
+
+from starlette.responses import Response, StreamingResponse
+
+from coordinator.actions.cancel_build import cancel_build as cancel_build_action
+from coordinator.actions.change_project import change_project as change_project_action
+from coordinator.actions.change_workflow import change_workflow as change_workflow_action
+from coordinator.actions.create_build import BuildRequest
+from coordinator.actions.create_build import create_build as create_build_action
+from coordinator.actions.create_image import create_image as create_image_action
+from coordinator.actions.create_project import create_project as create_project_action
+from coordinator.actions.create_workflow import create_workflow as create_workflow_action
+from coordinator.actions.delete_image import delete_image as delete_image_action
+from coordinator.actions.delete_project import delete_project as delete_project_action
+from coordinator.actions.delete_workflow import delete_workflow as delete_workflow_action
+from coordinator.actions.list_artifacts import list_artifacts as list_artifacts_action
+from coordinator.actions.list_audit_logs import list_audit_logs as list_audit_logs_action
+from coordinator.actions.list_builds import list_builds as list_builds_action
+from coordinator.actions.list_images import list_images as list_images_action
+from coordinator.actions.list_projects import list_projects as list_projects_action
+from coordinator.actions.list_runners import list_runners as list_runners_action
+from coordinator.actions.list_workflows import list_workflows as list_workflows_action
+from coordinator.actions.show_artifact import show_artifact as show_artifact_action
+from coordinator.actions.show_build import show_build as show_build_action
+from coordinator.actions.show_project import show_project as show_project_action
+from coordinator.actions.show_step_log import show_step_log
+from coordinator.actions.show_workflow import show_workflow as show_workflow_action
+from coordinator.api import streams
+from coordinator.api.build_server import shapes
+from coordinator.api.build_server.operations import USER, error, operation
+from coordinator.api.endpoint import Answer, Call, Endpoint, json_answer
+from coordinator.bell import READY
+from coordinator.errors import NotFound
+from coordinator.rules.access import Policy
+
+WORKFLOW_BODY = 16 * 1024 * 1024
+
+
+async def list_projects(call: Call) -> Response:
+    found = await call.read(list_projects_action, call.caller, account=call.query.accountId)
+    return json_answer([shapes.project_out(project, account) for project, account in found])
+
+
+async def create_project(call: Call) -> Response:
+    body: shapes.ProjectCreate = call.body
+    project, account = await call.write(
+        create_project_action, call.caller, account=body.account_id, name=body.name
+    )
+    return json_answer(shapes.project_out(project, account), 201)
+
+
+async def show_project(call: Call) -> Response:
+    return json_answer(
+        shapes.project_out(*await call.read(show_project_action, call.caller, call.path["id"]))
+    )
+
+
+async def change_project(call: Call) -> Response:
+    changes = {name: getattr(call.body, name) for name in call.body.model_fields_set}
+    changed = await call.write(change_project_action, call.state.site, call.caller, call.path["id"], changes)
+    return json_answer(shapes.project_out(*changed))
+
+
+async def delete_project(call: Call) -> Response:
+    await call.write(delete_project_action, call.caller, call.path["id"])
+    return Response(status_code=204)
+
+
+async def list_workflows(call: Call) -> Response:
+    found = await call.read(list_workflows_action, call.caller, call.path["id"])
+    return json_answer([shapes.workflow_out(workflow) for workflow in found])
+
+
+async def create_workflow(call: Call) -> Response:
+    workflow = await call.write(
+        create_workflow_action,
+        call.state.site,
+        call.caller,
+        call.path["id"],
+        name=call.raw_body.get("name"),
+        steps=call.raw_body.get("steps"),
+    )
+    return json_answer(shapes.workflow_out(workflow), 201)
+
+
+async def show_workflow(call: Call) -> Response:
+    found = await call.read(show_workflow_action, call.caller, call.path["id"], call.path["workflowId"])
+    return json_answer(shapes.workflow_detail(*found))
+
+
+async def change_workflow(call: Call) -> Response:
+    workflow = await call.write(
+        change_workflow_action,
+        call.state.site,
+        call.caller,
+        call.path["id"],
+        call.path["workflowId"],
+        name=call.raw_body.get("name"),
+        steps=call.raw_body.get("steps"),
+    )
+    return json_answer(shapes.workflow_out(workflow))
+
+
+async def delete_workflow(call: Call) -> Response:
+    await call.write(delete_workflow_action, call.caller, call.path["id"], call.path["workflowId"])
+    return Response(status_code=204)
+
+
+async def list_builds(call: Call) -> Response:
+    query: shapes.BuildPageQuery = call.query
+    found, total = await call.read(
+        list_builds_action, call.caller, call.path["id"], limit=query.limit, offset=query.offset
+    )
+    shown = [shapes.build_out(build) for build in found]
+    page = shapes.pagination(total, query.limit, query.offset, len(shown))
+    return json_answer(shapes.BuildPage(builds=shown, pagination=page))
+
+
+async def create_build(call: Call) -> Response:
+    request = BuildRequest(**call.body.model_dump())
+    build = await call.write(create_build_action, call.state.site, call.caller, call.path["id"], request)
+    call.state.bell.ring(READY)
+    return json_answer(shapes.build_out(build), 201)
+
+
+async def show_build(call: Call) -> Response:
+    return json_answer(shapes.build_detail(await call.read(show_build_action, call.caller, call.path["id"])))
+
+
+async def cancel_build(call: Call) -> Response:
+    build = await call.write(cancel_build_action, call.caller, call.path["id"])
+    status = shapes.build_out(build).status
+    receipt = shapes.CancelOut(cancel_id=build.cancel_id or "", build_id=build.id, status=status)
+    return json_answer(receipt, 202)
+
+
+async def list_artifacts(call: Call) -> Response:
+    found = await call.read(list_artifacts_action, call.caller, call.path["id"])
+    return json_answer([shapes.artifact_out(row) for row in found])
+
+
+async def download_artifact(call: Call) -> Response:
+    artifact = await call.read(show_artifact_action, call.caller, call.path["id"])
+    blobs = call.state.site.blobs
+    if artifact.type != "file":
+        raise NotFound(f"this artifact is a {artifact.type} and has no bytes")
+    if not await asyncio.to_thread(blobs.has, artifact.sha256, artifact.size):
+        raise NotFound("the bytes of this artifact are gone")
+    return streams.file_answer(
+        call.request,
+        blobs.path(artifact.sha256),
+        artifact.size,
+        media_type="application/octet-stream",
+        etag=artifact.sha256,
+        headers={
+            "Content-Disposition": streams.attachment(artifact.path.rpartition("/")[2]),
+            "Content-Security-Policy": "sandbox; default-src 'none'",
+        },
+    )
+
+
+async def read_step_log(call: Call) -> Response:
+    site, step_id, attempt = call.state.site, call.path["id"], call.query.attempt
+    view = await call.read(show_step_log, site, call.caller, step_id, attempt=attempt)
+    if not call.query.follow:
+        return streams.file_answer(
+            call.request,
+            view.path,
+            view.size,
+            media_type="text/plain; charset=utf-8",
+            etag=view.sha256 if not view.is_open else None,
+            headers={"X-Log-State": "open" if view.is_open else view.state},
+        )
+    start = streams.last_event_id(call.request, view.size)
+    events = streams.follow_log(
+        lambda: call.read(show_step_log, site, call.caller, step_id, attempt=attempt),
+        site.logs,
+        call.state.bell,
+        step_id,
+        start,
+    )
+    return StreamingResponse(events, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+
+async def list_images(call: Call) -> Response:
+    found = await call.read(list_images_action, call.caller, public=call.query.public)
+    return json_answer([shapes.image_out(image) for image in found])
+
+
+async def create_image(call: Call) -> Response:
+    body: shapes.DockerImageCreate = call.body
+    image = await call.write(
+        create_image_action,
+        call.state.site,
+        call.caller,
+        slug=body.slug,
+        image_url=body.image_url,
+        public=body.public,
+    )
+    return json_answer(shapes.image_out(image), 201)
+
+
+async def delete_image(call: Call) -> Response:
+    await call.write(delete_image_action, call.caller, call.path["id"])
+    return Response(status_code=204)
+
+
+async def list_audit_logs(call: Call) -> Response:
+    query: shapes.AuditQuery = call.query
+    found, total = await call.read(
+        list_audit_logs_action,
+        call.caller,
+        project_id=query.projectId,
+        action=query.action,
+        limit=query.limit,
+        offset=query.offset,
+    )
+    shown = [shapes.audit_out(row) for row in found]
+    page = shapes.pagination(total, query.limit, query.offset, len(shown))
+    return json_answer(shapes.AuditPage(audit_logs=shown, pagination=page))
+
+
+async def list_runners(call: Call) -> Response:
+    found = await call.read(list_runners_action, call.caller)
+    return json_answer([shapes.runner_out(runner) for runner in found])
+
+
+def _user(permission: str) -> Policy:
+    return Policy(USER, permission)
+
+
+_GONE = {204: Answer("Done")}
+_IN_USE = {409: error("Still in use")}
+
+ENDPOINTS: list[Endpoint] = [
+    operation(
+        "GET",
+        "/api/projects",
+        list_projects,
+        "Get projects for an account",
+        description="Retrieves all projects for the specified account",
+        tag="Projects",
+        policy=_user("project:list"),
+        query=shapes.ByAccount,
+        ok={200: Answer("List of projects", list[shapes.ProjectOut])},
+        is_contract=True,
+    ),
+    operation(
+        "POST",
+        "/api/projects",
+        create_project,
+        "Create a new project",
+        description="Creates a new project for the specified account",
+        tag="Projects",
+        policy=_user("project:create"),
+        body=shapes.ProjectCreate,
+        ok={201: Answer("Project created successfully", shapes.ProjectOut)},
+        is_contract=True,
+    ),
+    operation(
+        "GET",
+        "/api/projects/{id}",
+        show_project,
+        "Get a project",
+        tag="Projects",
+        policy=_user("project:read"),
+        ok={200: Answer("The project", shapes.ProjectOut)},
+    ),
+    operation(
+        "PATCH",
+        "/api/projects/{id}",
+        change_project,
+        "Change a project",
+        description="Changes the fields that are named; null clears one.",
+        tag="Projects",
+        policy=_user("project:change"),
+        body=shapes.ProjectPatch,
+        ok={200: Answer("The project as it is now", shapes.ProjectOut)},
+    ),
+    operation(
+        "DELETE",
+        "/api/projects/{id}",
+        delete_project,
+        "Delete a project",
+        description="Refused while one of its builds has not ended.",
+        tag="Projects",
+        policy=_user("project:delete"),
+        ok=_GONE,
+        errors=_IN_USE,
+    ),
+    operation(
+        "GET",
+        "/api/projects/{id}/workflows",
+        list_workflows,
+        "Get workflows for a project",
+        description="Retrieves all workflows for the specified project",
+        tag="Workflows",
+        policy=_user("workflow:list"),
+        ok={200: Answer("List of workflows", list[shapes.WorkflowOut])},
+        is_contract=True,
+    ),
+    operation(
+        "POST",
+        "/api/projects/{id}/workflows",
+        create_workflow,
+        "Create a new workflow",
+        description="Creates a new workflow for the specified project. A refusal names every fault.",
+        tag="Workflows",
+        policy=_user("workflow:create"),
+        body=shapes.WorkflowBody,
+        documented_body=shapes.WorkflowCreate,
+        body_limit=WORKFLOW_BODY,
+        ok={201: Answer("Workflow created successfully", shapes.WorkflowOut)},
+        is_contract=True,
+    ),
+    operation(
+        "GET",
+        "/api/projects/{id}/workflows/{workflowId}",
+        show_workflow,
+        "Get a workflow with its steps",
+        tag="Workflows",
+        policy=_user("workflow:read"),
+        ok={200: Answer("The workflow", shapes.WorkflowDetail)},
+    ),
+    operation(
+        "PUT",
+        "/api/projects/{id}/workflows/{workflowId}",
+        change_workflow,
+        "Replace a workflow by a new version",
+        description="Builds made before keep the version they were made with.",
+        tag="Workflows",
+        policy=_user("workflow:change"),
+        body=shapes.WorkflowBody,
+        documented_body=shapes.WorkflowCreate,
+        body_limit=WORKFLOW_BODY,
+        ok={200: Answer("The workflow as it is now", shapes.WorkflowOut)},
+    ),
+    operation(
+        "DELETE",
+        "/api/projects/{id}/workflows/{workflowId}",
+        delete_workflow,
+        "Delete a workflow",
+        tag="Workflows",
+        policy=_user("workflow:delete"),
+        ok=_GONE,
+    ),
+    operation(
+        "GET",
+        "/api/projects/{id}/builds",
+        list_builds,
+        "Get builds for a project",
+        description="Retrieves builds for the specified project with pagination, newest first",
+        tag="Builds",
+        policy=_user("build:list"),
+        query=shapes.BuildPageQuery,
+        ok={200: Answer("List of builds with pagination info", shapes.BuildPage)},
+        is_contract=True,
+    ),
+    operation(
+        "POST",
+        "/api/projects/{id}/builds",
+        create_build,
+        "Create a new build",
+        description="Creates a new build for the specified project using a workflow",
+        tag="Builds",
+        policy=_user("build:create"),
+        body=shapes.BuildCreate,
+        ok={201: Answer("Build created successfully", shapes.BuildOut)},
+        is_contract=True,
+    ),
+    operation(
+        "GET",
+        "/api/builds/{id}",
+        show_build,
+        "Get a build with its steps and their attempts",
+        tag="Builds",
+        policy=_user("build:read"),
+        ok={200: Answer("The build", shapes.BuildDetail)},
+    ),
+    operation(
+        "POST",
+        "/api/builds/{id}/cancel",
+        cancel_build,
+        "Cancel a build",
+        description="What waits ends at once; what runs is told to stop. Asked again, the same receipt.",
+        tag="Builds",
+        policy=_user("build:cancel"),
+        ok={202: Answer("The receipt", shapes.CancelOut)},
+        errors={409: error("The build has ended")},
+    ),
+    operation(
+        "GET",
+        "/api/builds/{id}/artifacts",
+        list_artifacts,
+        "Get the artifacts of a build",
+        tag="Builds",
+        policy=_user("build:read"),
+        ok={200: Answer("List of artifacts", list[shapes.ArtifactOut])},
+    ),
+    operation(
+        "GET",
+        "/api/artifacts/{id}",
+        download_artifact,
+        "Download an artifact",
+        description="Takes Range and If-None-Match; the ETag is the SHA-256 of the bytes.",
+        tag="Builds",
+        policy=_user("build:read"),
+        ok={
+            200: Answer("The bytes", bytes, "application/octet-stream"),
+            206: Answer("The range of bytes that was asked for", bytes, "application/octet-stream"),
+            304: Answer("Not changed"),
+        },
+        errors={416: error("The range lies outside the artifact")},
+    ),
+    operation(
+        "GET",
+        "/api/steps/{id}/log",
+        read_step_log,
+        "Read the log of a step",
+        description="The bytes as they were printed, or with `follow=true` server-sent events until the "
+        "step has ended; a reader resumes with Last-Event-ID.",
+        tag="Builds",
+        policy=_user("build:read"),
+        query=shapes.LogQuery,
+        ok={
+            200: Answer("The log", str, "text/plain"),
+            206: Answer("The range of bytes that was asked for", str, "text/plain"),
+            304: Answer("Not changed"),
+        },
+        errors={416: error("The range lies outside the log")},
+    ),
+    operation(
+        "GET",
+        "/api/docker-images",
+        list_images,
+        "Get docker images",
+        description="Retrieves all docker images, optionally filtered to public only",
+        tag="Docker Images",
+        policy=_user("image:list"),
+        query=shapes.ImageQuery,
+        ok={200: Answer("List of docker images", list[shapes.DockerImageOut])},
+        is_contract=True,
+    ),
+    operation(
+        "POST",
+        "/api/docker-images",
+        create_image,
+        "Create a new docker image",
+        description="Creates a new docker image that can be used in workflows",
+        tag="Docker Images",
+        policy=_user("image:create"),
+        body=shapes.DockerImageCreate,
+        ok={201: Answer("Docker image created successfully", shapes.DockerImageOut)},
+        errors={409: error("Docker image with this slug already exists")},
+        is_contract=True,
+    ),
+    operation(
+        "DELETE",
+        "/api/docker-images/{id}",
+        delete_image,
+        "Delete a docker image",
+        description="Refused while a workflow uses it.",
+        tag="Docker Images",
+        policy=_user("image:delete"),
+        ok=_GONE,
+        errors=_IN_USE,
+    ),
+    operation(
+        "GET",
+        "/api/audit-logs",
+        list_audit_logs,
+        "Get audit logs",
+        description="Retrieves audit logs with optional filtering and pagination, newest first",
+        tag="Audit",
+        policy=_user("audit:read"),
+        query=shapes.AuditQuery,
+        ok={200: Answer("List of audit logs with pagination info", shapes.AuditPage)},
+        is_contract=True,
+    ),
+    operation(
+        "GET",
+        "/api/runners",
+        list_runners,
+        "Get the runners",
+        tag="Runner",
+        policy=_user("runner:list"),
+        ok={200: Answer("List of runners", list[shapes.RunnerOut])},
+    ),
+]

@@ -1,0 +1,442 @@
+"""What the Build Server API shows and takes: camelCase, unset fields left out."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic.alias_generators import to_camel
+
+from coordinator.actions.show_build import BuildView
+from coordinator.api.endpoint import Query, QueryBool, QueryInt
+from coordinator.tables import AuditLog, Build, DockerImage, Project, Runner, Workflow
+from shared.clock import to_wire
+from shared.states import BuildState, StepState
+from shared.workflow import MAX_STEPS, StepSpec
+
+Moment = Annotated[datetime, PlainSerializer(to_wire, return_type=str)]
+
+BUILD_STATUS = {
+    BuildState.CREATED: "PENDING",
+    BuildState.QUEUED: "PENDING",
+    BuildState.RUNNING: "RUNNING",
+    BuildState.CANCELLING: "RUNNING",
+    BuildState.SUCCEEDED: "SUCCESS",
+    BuildState.FAILED: "FAILED",
+    BuildState.CANCELLED: "FAILED",
+}
+
+STEP_STATUS = {
+    StepState.PENDING: "PENDING",
+    StepState.READY: "PENDING",
+    StepState.CLAIMED: "RUNNING",
+    StepState.RUNNING: "RUNNING",
+    StepState.SUCCEEDED: "SUCCESS",
+    StepState.FAILED: "FAILED",
+    StepState.CANCELLED: "CANCELLED",
+    StepState.SKIPPED: "SKIPPED",
+}
+
+
+class Shape(BaseModel):
+    """An answer."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
+
+
+class Input(BaseModel):
+    """A body: closed and strict."""
+
+    model_config = ConfigDict(alias_generator=to_camel, extra="forbid", strict=True, frozen=True)
+
+
+class ErrorDetail(Shape):
+    path: Annotated[str, Field(description="The field, such as steps[3].dependsOn[0]")]
+    reason: Annotated[str, Field(description="What is wrong with it")]
+
+
+class ErrorOut(Shape):
+    """Every refusal of this surface."""
+
+    error: Annotated[str, Field(description="Error message")]
+    code: Annotated[str, Field(description="The machine's word for the error")]
+    details: Annotated[list[ErrorDetail], Field(description="Validation error details")]
+    size: Annotated[int | None, Field(description="How many bytes the log holds")] = None
+    limit: Annotated[int | None, Field(description="The limit that was reached, in bytes")] = None
+
+
+class ProjectOut(Shape):
+    id: Annotated[str, Field(description="Unique project identifier")]
+    account_id: Annotated[str, Field(description="Account that owns the project")]
+    name: Annotated[str, Field(description="Project name")]
+    repo_url: Annotated[str | None, Field(description="Repository of builds that name none")] = None
+    default_branch: Annotated[
+        str | None, Field(description="Branch of builds that name neither branch nor commit")
+    ] = None
+    default_workflow_id: Annotated[str | None, Field(description="Workflow of builds that name none")] = None
+    created_at: Moment
+    updated_at: Moment
+
+
+class WorkflowOut(Shape):
+    id: Annotated[str, Field(description="Unique workflow identifier")]
+    project_id: Annotated[str, Field(description="Project this workflow belongs to")]
+    name: Annotated[str, Field(description="Workflow name")]
+    created_at: Moment
+    updated_at: Moment
+
+
+class WorkflowDetail(WorkflowOut):
+    version: Annotated[int, Field(description="Counts the changes of the workflow from 1")]
+    steps: list[StepSpec]
+
+
+class BuildOut(Shape):
+    id: Annotated[str, Field(description="Unique build identifier")]
+    project_id: Annotated[str, Field(description="Project this build belongs to")]
+    workflow_id: Annotated[str, Field(description="Workflow used for this build")]
+    status: Annotated[
+        str,
+        Field(
+            description="Current build status",
+            json_schema_extra={"enum": ["PENDING", "RUNNING", "SUCCESS", "FAILED"]},
+        ),
+    ]
+    commit_hash: Annotated[str | None, Field(description="Git commit hash")] = None
+    repo_url: Annotated[str | None, Field(description="Git repository URL")] = None
+    branch: Annotated[str | None, Field(description="Git branch name")] = None
+    commit_message: Annotated[str | None, Field(description="Git commit message")] = None
+    commit_author: Annotated[str | None, Field(description="Git commit author")] = None
+    created_at: Moment
+    started_at: Moment | None = None
+    finished_at: Moment | None = None
+    number: Annotated[int, Field(description="Counts the project's builds from 1, without gaps")]
+    status_reason: Annotated[str | None, Field(description="Why the build did not succeed")] = None
+
+
+class AttemptOut(Shape):
+    attempt: int
+    runner_id: str | None = None
+    outcome: Annotated[str | None, Field(description="How the attempt ended; absent while it has not")] = None
+    reason: str | None = None
+    detail: str | None = None
+    exit_code: int | None = None
+    oom: Annotated[bool | None, Field(description="True when memory ran out in the attempt")] = None
+    image_digest: str | None = None
+    output_paths: Annotated[
+        list[str] | None, Field(description="What a caller without a lease named as its outputs")
+    ] = None
+    log_size: int
+    log_sha256: str | None = None
+    log_state: Annotated[str, Field(json_schema_extra={"enum": ["open", "complete", "truncated"]})]
+    claimed_at: Moment
+    started_at: Moment | None = None
+    finished_at: Moment | None = None
+
+
+class StepOut(Shape):
+    id: str
+    name: str
+    status: Annotated[
+        str,
+        Field(
+            json_schema_extra={"enum": ["PENDING", "RUNNING", "SUCCESS", "FAILED", "CANCELLED", "SKIPPED"]}
+        ),
+    ]
+    phase: Annotated[str | None, Field(description="How far the runner is, while the step runs")] = None
+    reason: str | None = None
+    exit_code: int | None = None
+    attempt: int
+    round: int
+    runner_id: str | None = None
+    image: Annotated[str, Field(description="The image the step was made with")]
+    image_digest: str | None = None
+    depends_on: list[str]
+    started_at: Moment | None = None
+    finished_at: Moment | None = None
+    log_size: int
+    attempts: list[AttemptOut]
+
+
+class BuildDetail(BuildOut):
+    round: int
+    steps: list[StepOut]
+
+
+class Pagination(Shape):
+    total: Annotated[int, Field(description="Total number of entries")]
+    limit: Annotated[int, Field(description="Number of entries per page")]
+    offset: Annotated[int, Field(description="Number of entries skipped")]
+    has_more: Annotated[bool, Field(description="Whether there are more entries available")]
+
+
+class BuildPage(Shape):
+    builds: list[BuildOut]
+    pagination: Pagination
+
+
+class CancelOut(Shape):
+    cancel_id: Annotated[str, Field(description="The receipt of this cancellation")]
+    build_id: str
+    status: str
+
+
+class DockerImageOut(Shape):
+    id: Annotated[str, Field(description="Unique docker image identifier")]
+    slug: Annotated[str, Field(description="Unique slug for the docker image")]
+    image_url: Annotated[str, Field(description="Docker image URL")]
+    public: Annotated[bool, Field(description="Whether the image is publicly available")]
+    created_at: Moment
+
+
+class AuditLogOut(Shape):
+    id: Annotated[str, Field(description="Unique audit log identifier")]
+    project_id: Annotated[str | None, Field(description="Project this log entry belongs to")] = None
+    action: Annotated[str, Field(description="Action that was performed")]
+    details: Annotated[dict[str, Any], Field(description="Additional details about the action")]
+    actor: Annotated[str, Field(description="Who did it")]
+    address: Annotated[str | None, Field(description="The network address it came from")] = None
+    created_at: Moment
+
+
+class AuditPage(Shape):
+    audit_logs: list[AuditLogOut]
+    pagination: Pagination
+
+
+class ArtifactOut(Shape):
+    id: str
+    step_id: str
+    path: Annotated[str, Field(description="Path in the workspace")]
+    size: Annotated[int, Field(description="Bytes")]
+    sha256: Annotated[str, Field(description="Digest of the bytes; empty for links and directories")]
+    type: Annotated[str, Field(json_schema_extra={"enum": ["file", "link", "directory"]})]
+    mode: Annotated[int, Field(description="Permission bits")]
+    target: Annotated[str | None, Field(description="Where a link points")] = None
+
+
+class RunnerOut(Shape):
+    id: str
+    name: str
+    labels: list[str]
+    platform: str
+    version: str
+    slots: int
+    draining: bool
+    disk_free: Annotated[int, Field(description="Bytes free on the runner's disk")]
+    created_at: Moment
+    last_seen_at: Moment | None = None
+
+
+class Health(Shape):
+    status: str
+
+
+class ProjectCreate(Input):
+    account_id: Annotated[str, Field(min_length=1, max_length=255, description="Account identifier")]
+    name: Annotated[str, Field(min_length=1, max_length=100, description="Project name")]
+
+
+class ProjectPatch(Input):
+    """Only what is named is changed; null clears."""
+
+    name: Annotated[str | None, Field(min_length=1, max_length=100)] = None
+    repo_url: Annotated[str | None, Field(min_length=1, max_length=2048)] = None
+    default_branch: Annotated[str | None, Field(min_length=1, max_length=244)] = None
+    default_workflow_id: Annotated[str | None, Field(min_length=1, max_length=36)] = None
+
+
+class DockerImageCreate(Input):
+    slug: Annotated[str, Field(min_length=1, max_length=50, description="Unique slug for the docker image")]
+    image_url: Annotated[str, Field(min_length=1, max_length=1024, description="Docker image URL")]
+    public: Annotated[bool, Field(description="Whether the image is publicly available")] = False
+
+
+class WorkflowCreate(Input):
+    """Judged as a whole by the planner, so that one answer names every fault."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100, description="Workflow name")]
+    steps: Annotated[list[StepSpec], Field(min_length=1, max_length=MAX_STEPS)]
+
+
+class WorkflowBody(BaseModel):
+    """The outermost shape of a workflow; the planner judges the rest."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: Any = None
+    steps: Any = None
+
+
+class BuildCreate(Input):
+    workflow_id: Annotated[
+        str, Field(min_length=1, max_length=64, description="Workflow identifier to use for this build")
+    ]
+    commit_hash: Annotated[str | None, Field(max_length=64, description="Git commit hash")] = None
+    repo_url: Annotated[str | None, Field(max_length=2048, description="Git repository URL")] = None
+    branch: Annotated[str | None, Field(max_length=244, description="Git branch name")] = None
+    commit_message: Annotated[str | None, Field(max_length=65536, description="Git commit message")] = None
+    commit_author: Annotated[str | None, Field(max_length=1024, description="Git commit author")] = None
+
+
+class ByAccount(Query):
+    accountId: Annotated[  # noqa: N815 - the wire's own name
+        str, Field(min_length=1, max_length=255, description="Account identifier to filter projects")
+    ]
+
+
+class BuildPageQuery(Query):
+    limit: Annotated[QueryInt, Field(ge=1, le=100, description="Maximum number of builds to return")] = 20
+    offset: Annotated[QueryInt, Field(ge=0, le=2**53, description="Number of builds to skip")] = 0
+
+
+class ImageQuery(Query):
+    public: Annotated[QueryBool | None, Field(description="Filter to public images only")] = None
+
+
+class AuditQuery(Query):
+    projectId: Annotated[  # noqa: N815 - the wire's own name
+        str | None, Field(max_length=64, description="Filter logs by project ID")
+    ] = None
+    action: Annotated[str | None, Field(max_length=64, description="Filter logs by action type")] = None
+    limit: Annotated[QueryInt, Field(ge=1, le=1000, description="Maximum number of logs to return")] = 100
+    offset: Annotated[QueryInt, Field(ge=0, le=2**53, description="Number of logs to skip")] = 0
+
+
+class LogQuery(Query):
+    attempt: Annotated[
+        QueryInt | None, Field(ge=1, le=2**31 - 1, description="Attempt; the latest by default")
+    ] = None
+    follow: Annotated[QueryBool, Field(description="Stream as server-sent events until the step ends")] = (
+        False
+    )
+
+
+class AppendQuery(Query):
+    offset: Annotated[QueryInt, Field(ge=0, le=2**53, description="Where these bytes begin")]
+
+
+def project_out(project: Project, account: str) -> ProjectOut:
+    fields = project.model_dump(exclude={"tenant_id", "deleted_at", "last_build_number"})
+    return ProjectOut(account_id=account, **fields)
+
+
+def workflow_out(workflow: Workflow) -> WorkflowOut:
+    return WorkflowOut(**workflow.model_dump(exclude={"version", "deleted_at"}))
+
+
+def workflow_detail(workflow: Workflow, steps: list[dict[str, Any]]) -> WorkflowDetail:
+    return WorkflowDetail(
+        **workflow.model_dump(exclude={"deleted_at"}),
+        steps=[StepSpec.model_validate(step, by_alias=True) for step in steps],
+    )
+
+
+def image_out(image: DockerImage) -> DockerImageOut:
+    return DockerImageOut(**image.model_dump(exclude={"tenant_id"}))
+
+
+def build_out(build: Build) -> BuildOut:
+    return BuildOut(**_build_fields(build))
+
+
+def _build_fields(build: Build) -> dict[str, Any]:
+    return {
+        "id": build.id,
+        "project_id": build.project_id,
+        "workflow_id": build.workflow_id,
+        "status": BUILD_STATUS[BuildState(build.state)],
+        "commit_hash": build.commit_hash or build.requested_commit,
+        "repo_url": build.repo_url,
+        "branch": build.branch,
+        "commit_message": build.commit_message,
+        "commit_author": build.commit_author,
+        "created_at": build.created_at,
+        "started_at": build.started_at,
+        "finished_at": build.finished_at,
+        "number": build.number,
+        "status_reason": build.reason,
+    }
+
+
+def build_detail(view: BuildView) -> BuildDetail:
+    return BuildDetail(
+        **_build_fields(view.build),
+        round=view.build.round,
+        steps=[_step_out(step, view.attempts.get(step.id, [])) for step in view.steps],
+    )
+
+
+def _step_out(step: Any, attempts: list[Any]) -> StepOut:
+    return StepOut(
+        id=step.id,
+        name=step.name,
+        status=STEP_STATUS[StepState(step.state)],
+        phase=step.phase if StepState(step.state).is_leased else None,
+        reason=step.reason,
+        exit_code=step.exit_code,
+        attempt=step.attempt,
+        round=step.round,
+        runner_id=step.runner_id,
+        image=step.image_url,
+        image_digest=step.image_digest,
+        depends_on=step.spec["dependsOn"],
+        started_at=step.started_at,
+        finished_at=step.finished_at,
+        log_size=step.log_size,
+        attempts=[_attempt_out(attempt, step) for attempt in attempts],
+    )
+
+
+def _attempt_out(attempt: Any, step: Any) -> AttemptOut:
+    is_open = attempt.attempt == step.attempt and attempt.finished_at is None
+    return AttemptOut(
+        attempt=attempt.attempt,
+        runner_id=attempt.runner_id,
+        outcome=attempt.outcome,
+        reason=attempt.reason,
+        detail=attempt.detail,
+        exit_code=attempt.exit_code,
+        oom=attempt.oom or None,
+        image_digest=attempt.image_digest,
+        output_paths=attempt.output_paths or None,
+        log_size=step.log_size if is_open else attempt.log_size,
+        log_sha256=attempt.log_sha256,
+        log_state=attempt.log_state,
+        claimed_at=attempt.claimed_at,
+        started_at=attempt.started_at,
+        finished_at=attempt.finished_at,
+    )
+
+
+def pagination(total: int, limit: int, offset: int, shown: int) -> Pagination:
+    return Pagination(total=total, limit=limit, offset=offset, has_more=offset + shown < total)
+
+
+def audit_out(row: AuditLog) -> AuditLogOut:
+    return AuditLogOut(
+        id=row.id,
+        project_id=row.project_id,
+        action=row.action,
+        details=row.details,
+        actor=row.actor,
+        address=row.address or None,
+        created_at=row.created_at,
+    )
+
+
+def artifact_out(row: Any) -> ArtifactOut:
+    return ArtifactOut(
+        id=row.id,
+        step_id=row.step_id,
+        path=row.path,
+        size=row.size,
+        sha256=row.sha256,
+        type=row.type,
+        mode=row.mode,
+        target=row.target or None,
+    )
+
+
+def runner_out(runner: Runner) -> RunnerOut:
+    fields = runner.model_dump(exclude={"secret_hash", "session", "revoked_at"})
+    return RunnerOut(**fields)

@@ -1,0 +1,243 @@
+"""The one path of a request: JSON -> body model -> caller -> lane -> action -> JSON.
+
+A surface is a list of Endpoints. What an Endpoint declares is also what the served specification says.
+"""
+
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+import structlog
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from coordinator.actions.leased_step import LeaseProof
+from coordinator.api import guards, strict_json
+from coordinator.api.auth import Doorkeeper
+from coordinator.api.problems import problem, refusal, unreadable
+from coordinator.api.state import AppState
+from coordinator.errors import CoordinatorError, Invalid
+from coordinator.rules.access import Caller, Policy
+from shared.faults import Fault
+from shared.paths import ATTEMPT_HEADER, LEASE_HEADER
+from shared.plan import shape_faults
+
+T = TypeVar("T")
+log = structlog.get_logger()
+
+MAX_BODY = 1024 * 1024
+_DECIMAL = re.compile(r"-?[0-9]{1,19}")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One possible answer of an endpoint, as the specification shows it."""
+
+    description: str
+    model: Any = None
+    media_type: str = "application/json"
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One operation: its place, its policy, what it takes and what it answers."""
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    tag: str
+    policy: Policy
+    handler: "Callable[[Call], Awaitable[Response]]"
+    answers: Mapping[int, Answer]
+    description: str = ""
+    body: type[BaseModel] | None = None
+    documented_body: type[BaseModel] | None = None
+    query: type[BaseModel] | None = None
+    takes_stream: bool = False
+    body_limit: int = MAX_BODY
+    is_contract: bool = False
+    parameters: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request on its way: what was sent, who sent it, and the ways into the system."""
+
+    state: AppState
+    endpoint: Endpoint
+    request: Request
+    caller: Caller
+    path: Mapping[str, str]
+    body: Any = None
+    raw_body: Any = None
+    query: Any = None
+
+    async def write(self, action: Callable[..., T], /, *args: Any, **named: Any) -> T:
+        """Run an action in a transaction, with the present moment as `now`."""
+        now = self.state.clock()
+        return await self.state.lanes.write(lambda tx: action(tx, *args, now=now, **named))
+
+    async def change(self, action: Callable[..., T], /, *args: Any, **named: Any) -> T:
+        """`write` for the few actions that do not ask what time it is."""
+        return await self.state.lanes.write(lambda tx: action(tx, *args, **named))
+
+    async def read(self, action: Callable[..., T], /, *args: Any, **named: Any) -> T:
+        return await self.state.lanes.read(lambda tx: action(tx, *args, **named))
+
+    def proof(self) -> LeaseProof:
+        """The attempt and the lease a runner sends with each write."""
+        attempt = self.request.headers.getlist(ATTEMPT_HEADER)
+        lease = self.request.headers.getlist(LEASE_HEADER)
+        if len(attempt) != 1 or not re.fullmatch(r"[0-9]{1,9}", attempt[0]):
+            raise Invalid(f"exactly one {ATTEMPT_HEADER} header with a number is needed")
+        if len(lease) != 1 or len(lease[0]) > 128:
+            raise Invalid(f"exactly one {LEASE_HEADER} header is needed")
+        return LeaseProof(int(attempt[0]), lease[0])
+
+    def maybe_proof(self) -> LeaseProof | None:
+        return self.proof() if ATTEMPT_HEADER in self.request.headers else None
+
+
+def _decimal(value: object) -> object:
+    if isinstance(value, str):
+        if not _DECIMAL.fullmatch(value):
+            raise ValueError("must be a decimal integer")
+        number = int(value)
+        if not -(2**63) <= number < 2**63:
+            raise ValueError("does not fit into 64 bits")
+        return number
+    return value
+
+
+def _truth(value: object) -> object:
+    if isinstance(value, str):
+        if value not in ("true", "false"):
+            raise ValueError("must be true or false")
+        return value == "true"
+    return value
+
+
+QueryInt = Annotated[int, BeforeValidator(_decimal)]
+QueryBool = Annotated[bool, BeforeValidator(_truth)]
+
+
+class Query(BaseModel):
+    """The parameters of a query string: closed, each given at most once."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=False)
+
+
+def json_answer(model: BaseModel | Sequence[BaseModel], status: int = 200) -> Response:
+    """The JSON of a model, or of a list of them; what is unset is left out."""
+    if isinstance(model, BaseModel):
+        content = model.model_dump_json(by_alias=True, exclude_none=True)
+    else:
+        content = (
+            "[" + ",".join(item.model_dump_json(by_alias=True, exclude_none=True) for item in model) + "]"
+        )
+    return Response(content, status_code=status, media_type="application/json")
+
+
+def routes_of(endpoints: Sequence[Endpoint], state: AppState, doorkeeper: Doorkeeper) -> list[Route]:
+    """One route per path, in the order of the list; a method that is not there is 405."""
+    by_path: dict[str, dict[str, Endpoint]] = {}
+    for endpoint in endpoints:
+        by_path.setdefault(endpoint.path, {})[endpoint.method] = endpoint
+    return [
+        Route(path, _PathApp(methods, state, doorkeeper), include_in_schema=False)
+        for path, methods in by_path.items()
+    ]
+
+
+class _PathApp:
+    """Everything that can be done with one path."""
+
+    def __init__(self, methods: dict[str, Endpoint], state: AppState, doorkeeper: Doorkeeper) -> None:
+        self._methods = methods
+        self._state = state
+        self._doorkeeper = doorkeeper
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self._methods.get(scope["method"])
+        if endpoint is None:
+            allowed = {"Allow": ", ".join(sorted(self._methods))}
+            answer: ASGIApp = refusal(
+                405, "method_not_allowed", "this path does not take this method", headers=allowed
+            )
+        else:
+            answer = await self._answer(endpoint, Request(scope, receive, send))
+        await answer(scope, receive, send)
+
+    async def _answer(self, endpoint: Endpoint, request: Request) -> Response:
+        try:
+            return await endpoint.handler(await self._call(endpoint, request))
+        except CoordinatorError as error:
+            return problem(error)
+        except guards.UnreadableBody as error:
+            return unreadable(error)
+        except Exception:
+            # the last line of defence: the cause goes to our log, the caller gets no trace of it
+            log.exception("unexpected", method=endpoint.method, path=endpoint.path)
+            return refusal(500, "internal", "something went wrong here; the coordinator's log has the cause")
+
+    async def _call(self, endpoint: Endpoint, request: Request) -> Call:
+        scope = request.scope
+        address = scope["client"][0] if scope.get("client") else ""
+        caller = await self._doorkeeper.admit(endpoint.policy.audience, scope["headers"], address)
+        query = _read_query(endpoint, scope)
+        path = {name: str(value) for name, value in request.path_params.items()}
+        body = raw = None
+        if not endpoint.takes_stream:
+            body, raw = await self._read_body(endpoint, request)
+        return Call(self._state, endpoint, request, caller, path, body, raw, query)
+
+    async def _read_body(self, endpoint: Endpoint, request: Request) -> tuple[Any, Any]:
+        if endpoint.method == "GET":
+            return None, None
+        headers = request.scope["headers"]
+        if endpoint.body is not None:
+            guards.check_json_content_type(headers)
+        data = await guards.read_body(
+            request.receive,
+            headers,
+            limit=endpoint.body_limit,
+            deadline_s=self._state.settings.body_deadline,
+        )
+        if endpoint.body is None:
+            if data:
+                raise Invalid("this operation takes no body", details=(Fault("body", "must be empty"),))
+            return None, None
+        return parse_body(endpoint.body, data)
+
+
+def parse_body(model: type[BaseModel], data: bytes) -> tuple[Any, Any]:
+    """The validated body and the same as plain JSON, or Invalid with every fault."""
+    try:
+        raw = strict_json.parse(data)
+    except strict_json.BadJson as error:
+        raise Invalid("the body is not valid", details=(Fault(error.path, error.reason),)) from error
+    try:
+        return model.model_validate_json(data, by_alias=True, by_name=False), raw
+    except ValidationError as error:
+        raise Invalid("the body is not valid", details=tuple(shape_faults(error))) from error
+
+
+def _read_query(endpoint: Endpoint, scope: Scope) -> Any:
+    try:
+        found = strict_json.parse_query(scope["query_string"])
+    except strict_json.BadJson as error:
+        raise Invalid("the query string is not valid", details=(Fault(error.path, error.reason),)) from error
+    if endpoint.query is None:
+        if found:
+            unknown = tuple(Fault(name, "is not a known parameter") for name in found)
+            raise Invalid("the query string is not valid", details=unknown)
+        return None
+    try:
+        return endpoint.query.model_validate(found, by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise Invalid("the query string is not valid", details=tuple(shape_faults(error))) from error

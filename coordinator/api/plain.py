@@ -1,0 +1,52 @@
+"""What belongs to no surface: health, readiness, the specification and a page to try it."""
+
+from sqlalchemy import text
+from sqlmodel import Session
+from starlette.responses import Response
+
+from coordinator.api.build_server.operations import error, operation
+from coordinator.api.build_server.shapes import Health
+from coordinator.api.endpoint import Answer, Call, Endpoint, json_answer
+from coordinator.errors import Unavailable
+from coordinator.rules.access import Audience, Policy
+
+_ANYONE = Policy(Audience.ANYONE, "health:read")
+
+
+async def healthz(_call: Call) -> Response:
+    """The process lives."""
+    return json_answer(Health(status="ok"))
+
+
+async def readyz(call: Call) -> Response:
+    """The database answers."""
+    if not await call.read(_ping):
+        raise Unavailable("the database does not answer")
+    return json_answer(Health(status="ready"))
+
+
+def _ping(tx: Session) -> bool:
+    return bool(tx.connection().execute(text("SELECT 1")).scalar_one() == 1)
+
+
+PLAIN_ENDPOINTS: list[Endpoint] = [
+    operation(
+        "GET",
+        "/healthz",
+        healthz,
+        "Is the process alive",
+        tag="Health",
+        policy=_ANYONE,
+        ok={200: Answer("It is", Health)},
+    ),
+    operation(
+        "GET",
+        "/readyz",
+        readyz,
+        "Can requests be answered",
+        tag="Health",
+        policy=_ANYONE,
+        ok={200: Answer("They can", Health)},
+        errors={503: error("The database does not answer")},
+    ),
+]

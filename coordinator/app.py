@@ -1,0 +1,106 @@
+"""The only file that knows all parts: puts the coordinator together."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Scope
+
+from coordinator.api.auth import Doorkeeper
+from coordinator.api.build_server.routes import ENDPOINTS
+from coordinator.api.build_server.runner_routes import ENDPOINTS as RUNNER_ENDPOINTS
+from coordinator.api.endpoint import routes_of
+from coordinator.api.guards import CanonicalPath, SameOrigin, SecurityHeaders, TrustedHost
+from coordinator.api.plain import PLAIN_ENDPOINTS
+from coordinator.api.problems import refusal
+from coordinator.api.state import AppState
+from coordinator.bell import Bell
+from coordinator.chores import do_chores
+from coordinator.keys import load_credentials, load_lease_key
+from coordinator.settings import Settings
+from coordinator.site import Site
+from coordinator.store.blob_files import BlobFiles
+from coordinator.store.dialect import Database, open_database
+from coordinator.store.lanes import Lanes
+from coordinator.store.log_files import LogFiles
+from coordinator.store.migrate import migrate
+from coordinator.store.tenants import DEFAULT_ACCOUNT, ensure_tenant
+from shared.clock import Clock, utc_now
+
+log = structlog.get_logger()
+
+LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+ALL_ENDPOINTS = [*ENDPOINTS, *RUNNER_ENDPOINTS, *PLAIN_ENDPOINTS]
+
+
+def create_app(settings: Settings, *, database: Database | None = None, clock: Clock = utc_now) -> Starlette:
+    """The whole coordinator as one ASGI application. A database that is handed in is not closed here."""
+    opened = database or open_database(
+        settings.database_url, readers=settings.read_lanes, writers=settings.write_lanes
+    )
+    migrate(opened)
+    lanes = Lanes(opened, writers=settings.write_lanes, readers=settings.read_lanes)
+    state = _make_state(settings, lanes, clock)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        chores = asyncio.create_task(do_chores(state))
+        try:
+            yield
+        finally:
+            chores.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await chores
+            await asyncio.to_thread(lanes.close)
+            if database is None:
+                opened.dispose()
+
+    routes: list[Route] = routes_of(ALL_ENDPOINTS, state, Doorkeeper(state))
+    app = Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _not_found, 404: _not_found},
+    )
+    app.router.redirect_slashes = False
+    app.state.coordinator = state
+    _add_guards(app, settings)
+    return app
+
+
+def _make_state(settings: Settings, lanes: Lanes, clock: Clock) -> AppState:
+    now = clock()
+    tenant = lanes.write_and_wait(lambda tx: ensure_tenant(tx, DEFAULT_ACCOUNT, now=now).id)
+    site = Site(
+        settings=settings,
+        lease_key=load_lease_key(settings.data),
+        logs=LogFiles(settings.data / "logs"),
+        blobs=BlobFiles(settings.data / "blobs"),
+        default_tenant_id=tenant,
+        started_at=now,
+    )
+    return AppState(settings, lanes, site, Bell(), clock, load_credentials(settings.data))
+
+
+def _add_guards(app: Starlette, settings: Settings) -> None:
+    """Outermost first: headers on every answer, then the path, then the host, then the origin."""
+    allowed = LOCAL_HOSTS if settings.auth == "open" else frozenset({"*"})
+    if settings.auth == "open":
+        app.add_middleware(SameOrigin, refuse=_refuse)
+    app.add_middleware(TrustedHost, allowed=allowed, refuse=_refuse)
+    app.add_middleware(CanonicalPath, refuse=_refuse)
+    app.add_middleware(SecurityHeaders)
+
+
+def _refuse(scope: Scope, status: int, code: str, sentence: str) -> ASGIApp:
+    """Errors before any route: in the form of the Build Server API, whose prefix is the only one here."""
+    return refusal(status, code, sentence)
+
+
+async def _not_found(_request: Request, _error: Exception) -> Response:
+    return refusal(404, "not_found", "there is nothing at this path")

@@ -1,0 +1,35 @@
+"""What has to be done again and again: leases that ran out, uploads nobody finished."""
+
+import asyncio
+import time
+from functools import partial
+
+import structlog
+
+from coordinator.actions.expire_leases import expire_leases
+from coordinator.api.state import AppState
+from coordinator.bell import READY
+from coordinator.errors import CoordinatorError
+
+log = structlog.get_logger()
+
+EVERY_S = 1.0
+SWEEP_EVERY_S = 600.0
+UPLOAD_LIFE_S = 24 * 3600.0
+
+
+async def do_chores(state: AppState) -> None:
+    """Until cancelled. A chore that fails is told and tried again; the others go on."""
+    swept_at = float("-inf")
+    while True:
+        await asyncio.sleep(EVERY_S)
+        try:
+            moved = await state.lanes.write(partial(expire_leases, site=state.site, now=state.clock()))
+            if moved:
+                log.info("leases_expired", steps=moved)
+                state.bell.ring(READY)
+            if time.monotonic() - swept_at > SWEEP_EVERY_S:
+                swept_at = time.monotonic()
+                await asyncio.to_thread(state.site.blobs.sweep, older_than_s=UPLOAD_LIFE_S, now_s=time.time())
+        except (CoordinatorError, OSError) as error:
+            log.warning("chore_failed", cause=str(error))

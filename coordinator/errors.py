@@ -1,0 +1,171 @@
+"""What the coordinator refuses, as one tree; `coordinator.api.problems` gives each class its status.
+
+CoordinatorError
+├── Invalid            the request itself is wrong; `details` names every fault
+│   ├── NotRunnable      the step's dependencies are not met
+│   └── Leased           the step belongs to a registered runner
+├── Unauthenticated    no credential, or one that does not count
+├── Denied             the caller is known and may not
+├── NotFound           no such thing, or none the caller may see
+├── Conflict           the thing is not in a state for this
+│   ├── AlreadyExists    its name is taken
+│   ├── InUse            something still needs it
+│   ├── StaleAttempt     another attempt, or nobody, now holds the step
+│   ├── SessionSuperseded  a newer process of the same runner has taken over
+│   ├── LogConflict      other bytes are already stored at this offset
+│   ├── LogIncomplete    the completion speaks of more log than has arrived
+│   └── OutputsIncomplete  the completion names blobs that have not arrived
+├── LogGap             bytes before this offset are missing
+├── TooLarge           over a limit
+├── DigestMismatch     the bytes are not those that were announced
+├── RangeNotSatisfiable  the range lies outside the thing
+└── Unavailable        cannot be answered now; try again
+"""
+
+from shared.faults import Fault
+
+
+class CoordinatorError(Exception):
+    """Any refusal this program names. `code` is the machine's word for it."""
+
+    code = "error"
+
+    def __init__(self, message: str, *, details: tuple[Fault, ...] = ()) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+
+
+class Invalid(CoordinatorError):
+    """The request itself is wrong."""
+
+    code = "invalid"
+
+
+class NotRunnable(Invalid):
+    """The step's dependencies are not met, or its build has ended."""
+
+    code = "not_runnable"
+
+
+class Leased(Invalid):
+    """A registered runner holds the step; knowing its id is not enough."""
+
+    code = "leased"
+
+
+class Unauthenticated(CoordinatorError):
+    """No credential, or one that does not count."""
+
+    code = "unauthenticated"
+
+
+class Denied(CoordinatorError):
+    """The caller is known and may not."""
+
+    code = "denied"
+
+
+class NotFound(CoordinatorError):
+    """No such thing, or none the caller may see."""
+
+    code = "not_found"
+
+
+class Conflict(CoordinatorError):
+    """The thing is not in a state for this."""
+
+    code = "conflict"
+
+
+class AlreadyExists(Conflict):
+    """Its name is taken."""
+
+    code = "already_exists"
+
+
+class InUse(Conflict):
+    """Something still needs it."""
+
+    code = "in_use"
+
+
+class StaleAttempt(Conflict):
+    """Another attempt, or nobody, now holds the step."""
+
+    code = "stale_attempt"
+
+
+class SessionSuperseded(Conflict):
+    """A newer process of the same runner has taken over."""
+
+    code = "session_superseded"
+
+
+class LogConflict(Conflict):
+    """Other bytes are already stored at this offset."""
+
+    code = "log_conflict"
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"other bytes are stored; the log holds {size} bytes")
+        self.size = size
+
+
+class LogIncomplete(Conflict):
+    """The completion speaks of another log than the one that has arrived."""
+
+    code = "log_incomplete"
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the log holds {size} bytes; send the rest first")
+        self.size = size
+
+
+class LogGap(CoordinatorError):
+    """Bytes before this offset are missing."""
+
+    code = "log_gap"
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the log ends at {size}")
+        self.size = size
+
+
+class OutputsIncomplete(Conflict):
+    """The completion names blobs that have not arrived."""
+
+    code = "outputs_incomplete"
+
+
+class TooLarge(CoordinatorError):
+    """Over a limit, which the message names."""
+
+    code = "too_large"
+
+    def __init__(self, message: str, *, limit: int, size: int | None = None) -> None:
+        super().__init__(message)
+        self.limit = limit
+        self.size = size
+
+
+class DigestMismatch(CoordinatorError):
+    """The bytes are not those that were announced."""
+
+    code = "digest_mismatch"
+
+
+class RangeNotSatisfiable(CoordinatorError):
+    """The range lies outside the thing."""
+
+    code = "range_not_satisfiable"
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the whole has {size} bytes")
+        self.size = size
+
+
+class Unavailable(CoordinatorError):
+    """Cannot be answered now; the same request may be sent again."""
+
+    code = "unavailable"

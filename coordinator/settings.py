@@ -1,0 +1,64 @@
+"""Settings of the coordinator: read once from the environment and the command line, then passed down."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Each field is `BUILDMILL_<NAME>` in the environment; the command line wins."""
+
+    model_config = SettingsConfigDict(env_prefix="BUILDMILL_", frozen=True, extra="ignore")
+
+    host: Annotated[str, Field(description="Address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes any free one")] = 3000
+    data: Annotated[Path, Field(description="Folder of database, logs, blobs and keys")] = Path(
+        "buildmill-data"
+    )
+    database: Annotated[str, Field(description="Database URL; empty means SQLite in the data folder")] = ""
+    auth: Annotated[
+        Literal["open", "token"],
+        Field(description="`open` trusts every local caller and listens on loopback only; `token` wants one"),
+    ] = "open"
+    git_protocols: Annotated[
+        str, Field(description="Git protocols a repository address may use, separated by commas")
+    ] = "https,ssh"
+    log_limit: Annotated[int, Field(ge=65536, description="Largest log of one attempt, in bytes")] = (
+        256 * 1024 * 1024
+    )
+    artifact_limit: Annotated[int, Field(ge=0, description="Largest sum of one step's outputs, in bytes")] = (
+        8 * 1024**3
+    )
+    artifact_count: Annotated[int, Field(ge=1, le=20_000, description="Most output files of one step")] = (
+        20_000
+    )
+    heartbeat: Annotated[float, Field(gt=0, le=60, description="Seconds between a runner's heartbeats")] = 5.0
+    claim_ttl: Annotated[
+        float, Field(gt=0, description="Seconds until a claim that no heartbeat names is ready again")
+    ] = 20.0
+    lost_after: Annotated[
+        float, Field(gt=0, description="Seconds of silence after which a runner's steps are requeued")
+    ] = 60.0
+    amnesty: Annotated[
+        float, Field(ge=0, description="Seconds after a start in which no runner counts as silent")
+    ] = 90.0
+    write_lanes: Annotated[
+        int, Field(ge=1, le=64, description="Connections for writing (Postgres; SQLite has one)")
+    ] = 4
+    read_lanes: Annotated[int, Field(ge=1, le=64, description="Connections for reading")] = 2
+    header_deadline: Annotated[
+        float, Field(gt=0, description="Seconds a client has to send a request's headers")
+    ] = 10.0
+    body_deadline: Annotated[
+        float, Field(gt=0, description="Seconds a client has to send a request's body")
+    ] = 60.0
+
+    @property
+    def allowed_git_protocols(self) -> frozenset[str]:
+        return frozenset(part.strip() for part in self.git_protocols.split(",") if part.strip())
+
+    @property
+    def database_url(self) -> str:
+        return self.database or f"sqlite:///{self.data.absolute() / 'buildmill.db'}"

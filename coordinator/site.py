@@ -1,0 +1,25 @@
+"""What a running coordinator has besides its database: settings, keys, files of logs and blobs."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from coordinator.settings import Settings
+from coordinator.store.blob_files import BlobFiles
+from coordinator.store.log_files import LogFiles
+
+
+@dataclass(frozen=True)
+class Site:
+    """Made once at the start and handed to the actions that need more than the transaction."""
+
+    settings: Settings
+    lease_key: bytes
+    logs: LogFiles
+    blobs: BlobFiles
+    default_tenant_id: str | None
+    started_at: datetime
+
+    @property
+    def data(self) -> Path:
+        return self.settings.data

@@ -1,0 +1,68 @@
+"""Artifacts and the blobs a project has."""
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import insert, select
+from sqlalchemy.engine import Row
+from sqlmodel import Session
+
+from coordinator.errors import NotFound
+from coordinator.store.dialect import insert_if_absent
+from coordinator.tables import Artifact, Blob, table_of
+
+ARTIFACTS = table_of(Artifact)
+BLOBS = table_of(Blob)
+
+
+def insert_blob(tx: Session, *, project_id: str, sha256: str, size: int, now: datetime) -> bool:
+    row = {"project_id": project_id, "sha256": sha256, "size": size, "created_at": now}
+    return insert_if_absent(tx, BLOBS, row)
+
+
+def find_blob_size(tx: Session, project_id: str, sha256: str) -> int | None:
+    statement = select(BLOBS.c.size).where(BLOBS.c.project_id == project_id, BLOBS.c.sha256 == sha256)
+    size = tx.connection().execute(statement).scalar_one_or_none()
+    return None if size is None else int(size)
+
+
+def list_blob_sizes(tx: Session, project_id: str, digests: Collection[str]) -> dict[str, int]:
+    """The sizes of those of the digests that the project has stored."""
+    wanted = sorted(set(digests))
+    sizes: dict[str, int] = {}
+    for start in range(0, len(wanted), 500):
+        statement = select(BLOBS.c.sha256, BLOBS.c.size).where(
+            BLOBS.c.project_id == project_id, BLOBS.c.sha256.in_(wanted[start : start + 500])
+        )
+        sizes |= {row.sha256: row.size for row in tx.connection().execute(statement)}
+    return sizes
+
+
+def insert_artifacts(tx: Session, rows: Sequence[dict[str, Any]]) -> None:
+    if rows:
+        tx.connection().execute(insert(ARTIFACTS), list(rows))
+
+
+def get_artifact(tx: Session, artifact_id: str) -> Row[Any]:
+    statement = select(ARTIFACTS).where(ARTIFACTS.c.id == artifact_id)
+    row = tx.connection().execute(statement).one_or_none()
+    if row is None:
+        raise NotFound("no such artifact")
+    return row
+
+
+def list_artifacts(tx: Session, build_id: str) -> list[Row[Any]]:
+    statement = select(ARTIFACTS).where(ARTIFACTS.c.build_id == build_id)
+    return list(tx.connection().execute(statement.order_by(ARTIFACTS.c.step_id, ARTIFACTS.c.path)).all())
+
+
+def list_artifacts_of_steps(tx: Session, build_id: str, step_ids: Collection[str]) -> list[Row[Any]]:
+    found: list[Row[Any]] = []
+    wanted = sorted(set(step_ids))
+    for start in range(0, len(wanted), 500):
+        statement = select(ARTIFACTS).where(
+            ARTIFACTS.c.build_id == build_id, ARTIFACTS.c.step_id.in_(wanted[start : start + 500])
+        )
+        found += tx.connection().execute(statement.order_by(ARTIFACTS.c.path)).all()
+    return found

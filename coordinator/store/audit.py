@@ -1,0 +1,57 @@
+"""The audit trail: rows are inserted, never changed."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, insert
+from sqlmodel import Session, col, select
+
+from coordinator.rules.access import Caller
+from coordinator.tables import AuditLog, table_of
+from shared.ids import new_id
+
+_INSERT = insert(table_of(AuditLog))
+
+
+def record(
+    tx: Session,
+    caller: Caller,
+    action: str,
+    *,
+    now: datetime,
+    project_id: str | None = None,
+    tenant_id: str | None = None,
+    **details: Any,
+) -> None:
+    """Write down who did what, in the transaction of the change itself."""
+    tx.connection().execute(
+        _INSERT,
+        {
+            "id": new_id(),
+            "tenant_id": tenant_id or caller.tenant_id,
+            "project_id": project_id,
+            "action": action,
+            "actor": caller.actor,
+            "address": caller.address,
+            "details": {key: value for key, value in details.items() if value is not None},
+            "created_at": now,
+        },
+    )
+
+
+def list_records(
+    tx: Session, caller: Caller, *, project_id: str | None, action: str | None, limit: int, offset: int
+) -> tuple[list[AuditLog], int]:
+    """A page of what the caller may see, newest first, and how many there are."""
+    conditions: list[Any] = []
+    if not caller.sees_all_tenants:
+        conditions.append(col(AuditLog.tenant_id) == caller.tenant_id)
+    if project_id is not None:
+        conditions.append(col(AuditLog.project_id) == project_id)
+    if action is not None:
+        conditions.append(col(AuditLog.action) == action)
+    rows = tx.exec(
+        select(AuditLog).where(*conditions).order_by(col(AuditLog.id).desc()).limit(limit).offset(offset)
+    ).all()
+    total = tx.exec(select(func.count()).select_from(AuditLog).where(*conditions)).one()
+    return list(rows), int(total)

@@ -1,0 +1,129 @@
+"""The only file that names SQLite or Postgres: how each is opened and what manners it needs."""
+
+import importlib
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sqlalchemy import Engine, Table, create_engine, event, make_url
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlmodel import Session
+
+SAFE_SQLITE = (3, 51, 3)  # older ones can lose committed data with several connections in WAL mode
+_RETRIABLE_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
+_BAD_TEXT_SQLSTATES = frozenset({"22021", "22P02", "22P05", "22003", "22001"})
+
+
+@dataclass(frozen=True)
+class Database:
+    """An opened database: an engine for writers, one for readers, and what holds for both."""
+
+    writer: Engine
+    reader: Engine
+    is_sqlite: bool
+    shares_one_connection: bool
+    notice: str = ""
+
+    def dispose(self) -> None:
+        self.writer.dispose()
+        self.reader.dispose()
+
+
+def open_database(url: str, *, readers: int = 2, writers: int = 4) -> Database:
+    """Open the database at `url` with durable settings."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _open_sqlite(parsed)
+    return _open_postgres(parsed, readers=readers, writers=writers)
+
+
+def _sqlite_module() -> ModuleType:
+    try:
+        module: ModuleType = importlib.import_module("pysqlite3.dbapi2")
+    except ImportError:
+        return sqlite3
+    return module
+
+
+def _open_sqlite(url: URL) -> Database:
+    module = _sqlite_module()
+    is_safe = tuple(module.sqlite_version_info) >= SAFE_SQLITE
+    if url.database and url.database != ":memory:":
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    arguments: dict[str, Any] = {"module": module, "connect_args": {"check_same_thread": False}}
+    writer = create_engine(url, pool_size=1, max_overflow=1, **arguments)
+    _give_manners(writer, begin="BEGIN IMMEDIATE", journal="WAL" if is_safe else "DELETE")
+    if not is_safe:
+        notice = f"SQLite {module.sqlite_version} is older than 3.51.3: one connection for everything, no WAL"
+        return Database(writer, writer, True, True, notice)
+    reader = create_engine(url, pool_size=8, max_overflow=8, **arguments)
+    _give_manners(reader, begin="BEGIN", journal="WAL")
+    return Database(writer, reader, True, False)
+
+
+def _give_manners(engine: Engine, *, begin: str, journal: str) -> None:
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # we say BEGIN ourselves, below
+        cursor = connection.cursor()
+        for pragma in (
+            "busy_timeout=10000",
+            f"journal_mode={journal}",
+            "synchronous=FULL",
+            "foreign_keys=ON",
+            "cache_size=-65536",
+            "temp_store=MEMORY",
+        ):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def start(connection: Any) -> None:
+        connection.exec_driver_sql(begin)
+
+
+def _open_postgres(url: URL, *, readers: int, writers: int) -> Database:
+    url = url.set(drivername="postgresql+psycopg")
+    options: dict[str, Any] = {
+        "pool_pre_ping": True,
+        "connect_args": {
+            "connect_timeout": 10,
+            "application_name": "buildmill",
+            "options": "-c statement_timeout=60s -c lock_timeout=30s "
+            "-c idle_in_transaction_session_timeout=60s -c timezone=UTC",
+        },
+    }
+    writer = create_engine(url, pool_size=writers + 1, max_overflow=2, **options)
+    reader = create_engine(url, pool_size=readers, max_overflow=2, **options)
+    return Database(writer, reader, False, False)
+
+
+def has_lost_transaction(connection: Any) -> bool:
+    """True when SQLite has rolled the whole transaction back by itself."""
+    return not connection.connection.dbapi_connection.in_transaction
+
+
+def may_be_retried(error: DBAPIError) -> bool:
+    """True for a transaction that lost against another one and may simply run again."""
+    return getattr(error.orig, "sqlstate", None) in _RETRIABLE_SQLSTATES
+
+
+def is_bad_text(error: DBAPIError) -> bool:
+    """True when the database could not store a value that every check before had let pass."""
+    return getattr(error.orig, "sqlstate", None) in _BAD_TEXT_SQLSTATES
+
+
+def is_outage(error: DBAPIError) -> bool:
+    """True when the database is away, full or locked rather than the statement wrong."""
+    return isinstance(error, OperationalError) or error.connection_invalidated
+
+
+def insert_if_absent(tx: Session, table: Table, row: dict[str, Any]) -> bool:
+    """Insert `row`; False when its key is taken already. The same on both databases."""
+    dialect = tx.get_bind().dialect.name
+    insert = sqlite.insert if dialect == "sqlite" else postgresql.insert
+    return bool(tx.connection().execute(insert(table).values(row).on_conflict_do_nothing()).rowcount)

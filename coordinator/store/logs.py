@@ -1,0 +1,41 @@
+"""What is known of logs: the order in which their pieces came."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.engine import Row
+from sqlmodel import Session
+
+from coordinator.tables import LogAppend, table_of
+
+APPENDS = table_of(LogAppend)
+
+
+def insert_append(
+    tx: Session, *, build_id: str, step_id: str, attempt: int, offset: int, length: int, now: datetime
+) -> None:
+    """The next piece of this build's log; the caller holds the build's row."""
+    last = tx.connection().execute(select(func.max(APPENDS.c.seq)).where(APPENDS.c.build_id == build_id))
+    tx.connection().execute(
+        APPENDS.insert(),
+        {
+            "build_id": build_id,
+            "seq": (last.scalar_one() or 0) + 1,
+            "step_id": step_id,
+            "attempt": attempt,
+            "byte_offset": offset,
+            "byte_length": length,
+            "at": now,
+        },
+    )
+
+
+def list_appends(tx: Session, build_id: str, *, after: int, limit: int) -> list[Row[Any]]:
+    statement = (
+        select(APPENDS)
+        .where(APPENDS.c.build_id == build_id, APPENDS.c.seq > after)
+        .order_by(APPENDS.c.seq)
+        .limit(limit)
+    )
+    return list(tx.connection().execute(statement).all())

@@ -1,0 +1,16 @@
+"""Alembic's entry: migrates over the connection it is handed."""
+
+from alembic import context
+
+from coordinator.tables import Row
+
+connection = context.config.attributes["connection"]
+context.configure(
+    connection=connection,
+    target_metadata=Row.metadata,
+    render_as_batch=True,
+    transaction_per_migration=True,
+    compare_type=True,
+)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,66 @@
+"""Projects; those that were deleted are as if they had never been."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, update
+from sqlmodel import Session, col, select
+
+from coordinator.errors import NotFound
+from coordinator.rules.access import Caller
+from coordinator.tables import Build, Project, table_of
+from shared.states import FINAL_BUILD_STATES
+
+PROJECTS = table_of(Project)
+
+
+def insert_project(tx: Session, project: Project) -> None:
+    tx.add(project)
+    tx.flush()
+
+
+def get_project(tx: Session, caller: Caller, project_id: str) -> Project:
+    """The project, if the caller may see it; not yours is the same as not there."""
+    project = tx.get(Project, project_id)
+    if project is None or project.deleted_at is not None or not caller.may_see_tenant(project.tenant_id):
+        raise NotFound("no such project")
+    return project
+
+
+def list_projects(tx: Session, tenant_id: str) -> list[Project]:
+    """All projects of a tenant, oldest first."""
+    statement = (
+        select(Project)
+        .where(col(Project.tenant_id) == tenant_id, col(Project.deleted_at).is_(None))
+        .order_by(col(Project.id))
+    )
+    return list(tx.exec(statement).all())
+
+
+def change_project(tx: Session, project: Project, changes: dict[str, Any], *, now: datetime) -> None:
+    for field, value in changes.items():
+        setattr(project, field, value)
+    project.updated_at = now
+    tx.add(project)
+    tx.flush()
+
+
+def take_build_number(tx: Session, project_id: str) -> int:
+    """The next number of this project, without gaps: it is taken in the build's own transaction."""
+    statement = (
+        update(PROJECTS)
+        .where(PROJECTS.c.id == project_id, PROJECTS.c.deleted_at.is_(None))
+        .values(last_build_number=PROJECTS.c.last_build_number + 1)
+        .returning(PROJECTS.c.last_build_number)
+    )
+    number = tx.connection().execute(statement).scalar_one_or_none()
+    if number is None:
+        raise NotFound("no such project")
+    return int(number)
+
+
+def count_unfinished_builds(tx: Session, project_id: str) -> int:
+    statement = select(func.count()).where(
+        col(Build.project_id) == project_id, col(Build.state).not_in(FINAL_BUILD_STATES)
+    )
+    return int(tx.exec(statement).one())

@@ -1,0 +1,39 @@
+"""Runners, known by the digest of their secret."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import select as core_select
+from sqlalchemy import update
+from sqlalchemy.engine import Row
+from sqlmodel import Session, col, select
+
+from coordinator.tables import Runner, table_of
+
+RUNNERS = table_of(Runner)
+
+
+def insert_runner(tx: Session, runner: Runner) -> None:
+    tx.add(runner)
+    tx.flush()
+
+
+def find_runner_by_secret(tx: Session, secret_hash: bytes) -> Row[Any] | None:
+    """The runner with this secret, unless it was revoked."""
+    statement = core_select(RUNNERS).where(
+        RUNNERS.c.secret_hash == secret_hash, RUNNERS.c.revoked_at.is_(None)
+    )
+    return tx.connection().execute(statement).one_or_none()
+
+
+def find_runner(tx: Session, runner_id: str) -> Row[Any] | None:
+    return tx.connection().execute(core_select(RUNNERS).where(RUNNERS.c.id == runner_id)).one_or_none()
+
+
+def list_runners(tx: Session) -> list[Runner]:
+    return list(tx.exec(select(Runner).order_by(col(Runner.id))).all())
+
+
+def change_runner(tx: Session, runner_id: str, *, now: datetime, **values: Any) -> None:
+    statement = update(RUNNERS).where(RUNNERS.c.id == runner_id).values(last_seen_at=now, **values)
+    tx.connection().execute(statement)

@@ -1,0 +1,42 @@
+"""Tenants by account or id."""
+
+from datetime import datetime
+
+from sqlmodel import Session, col, or_, select
+
+from coordinator.store.dialect import insert_if_absent
+from coordinator.tables import Tenant, table_of
+from shared.ids import new_id
+
+DEFAULT_ACCOUNT = "default"
+
+
+def find_tenant(tx: Session, account: str) -> Tenant | None:
+    """The tenant with this account text or, failing that, this id."""
+    found = tx.exec(
+        select(Tenant).where(or_(col(Tenant.account) == account, col(Tenant.id) == account)).limit(2)
+    ).all()
+    exact = [tenant for tenant in found if tenant.account == account]
+    candidates = exact or list(found)
+    return candidates[0] if candidates else None
+
+
+def ensure_tenant(tx: Session, account: str, *, now: datetime) -> Tenant:
+    """The tenant of this account, made when it is not there."""
+    found = find_tenant(tx, account)
+    if found is None:
+        row = {"id": new_id(), "account": account, "created_at": now}
+        insert_if_absent(tx, table_of(Tenant), row)
+        found = find_tenant(tx, account)
+    assert found is not None  # noqa: S101 - it was there or has just been inserted
+    return found
+
+
+def get_account(tx: Session, tenant_id: str) -> str:
+    tenant = tx.get(Tenant, tenant_id)
+    return tenant.account if tenant else tenant_id
+
+
+def list_accounts(tx: Session, tenant_ids: set[str]) -> dict[str, str]:
+    rows = tx.exec(select(Tenant).where(col(Tenant.id).in_(tenant_ids))).all()
+    return {tenant.id: tenant.account for tenant in rows}

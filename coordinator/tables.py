@@ -1,0 +1,346 @@
+"""The rows: every table of the database, as SQLModel classes. Ids are made by us."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+from sqlalchemy.types import TypeDecorator
+from sqlmodel import Field, SQLModel
+
+from shared.states import BuildState, StepState
+
+NAMING = {
+    "ix": "ix_%(column_0_label)s",
+    "uq": "uq_%(table_name)s_%(column_0_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware moment in UTC on both databases; SQLite has no time zones of its own."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        value = value.astimezone(UTC)
+        return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Row(SQLModel):
+    """All tables share one metadata with fixed constraint names, as migrations need."""
+
+    metadata = MetaData(naming_convention=NAMING)
+
+
+def table_of(row: type[SQLModel]) -> Table:
+    """The plain table behind a row class, for the statements that must be fast."""
+    table: Table = row.__table__  # type: ignore[attr-defined]
+    return table
+
+
+def _moment(*, nullable: bool = True, index: bool = False) -> Any:
+    return Field(default=None, sa_column=Column(UtcDateTime, nullable=nullable, index=index))
+
+
+def _id() -> Any:
+    return Field(sa_column=Column(String(36), primary_key=True))
+
+
+def _reference(table: str, *, index: bool = True, nullable: bool = False) -> Any:
+    column = Column(String(36), ForeignKey(f"{table}.id"), nullable=nullable, index=index)
+    return Field(default=None, sa_column=column) if nullable else Field(sa_column=column)
+
+
+def _text(*, nullable: bool = True) -> Any:
+    return Field(default=None if nullable else "", sa_column=Column(Text, nullable=nullable))
+
+
+def _json(default: Any = None) -> Any:
+    return Field(default_factory=default or dict, sa_column=Column(JSON, nullable=False))
+
+
+class Tenant(Row, table=True):
+    """Whose projects these are; `account` is the `accountId` of the Build Server API."""
+
+    __tablename__ = "tenants"
+    id: str = _id()
+    account: str = Field(sa_column=Column(String(255), unique=True, nullable=False))
+    created_at: datetime = _moment(nullable=False)
+
+
+class Project(Row, table=True):
+    """A named place for workflows and builds."""
+
+    __tablename__ = "projects"
+    id: str = _id()
+    tenant_id: str = _reference("tenants")
+    name: str = Field(sa_column=Column(String(100), nullable=False))
+    repo_url: str | None = _text()
+    default_branch: str | None = _text()
+    default_workflow_id: str | None = Field(default=None, sa_column=Column(String(36)))
+    last_build_number: int = Field(default=0, sa_column=Column(Integer, nullable=False))
+    created_at: datetime = _moment(nullable=False)
+    updated_at: datetime = _moment(nullable=False)
+    deleted_at: datetime | None = _moment()
+
+
+class DockerImage(Row, table=True):
+    """A slug that workflows use for a container image."""
+
+    __tablename__ = "docker_images"
+    __table_args__ = (UniqueConstraint("tenant_id", "slug"),)
+    id: str = _id()
+    tenant_id: str = _reference("tenants")
+    slug: str = Field(sa_column=Column(String(50), nullable=False, index=True))
+    image_url: str = _text(nullable=False)
+    public: bool = Field(default=False, nullable=False)
+    created_at: datetime = _moment(nullable=False)
+
+
+class Workflow(Row, table=True):
+    """A named list of steps; each change makes a new version."""
+
+    __tablename__ = "workflows"
+    id: str = _id()
+    project_id: str = _reference("projects")
+    name: str = Field(sa_column=Column(String(100), nullable=False))
+    version: int = Field(default=1, sa_column=Column(Integer, nullable=False))
+    created_at: datetime = _moment(nullable=False)
+    updated_at: datetime = _moment(nullable=False)
+    deleted_at: datetime | None = _moment()
+
+
+class WorkflowVersion(Row, table=True):
+    """The steps of one version, as they were written; never changed."""
+
+    __tablename__ = "workflow_versions"
+    workflow_id: str = Field(sa_column=Column(String(36), ForeignKey("workflows.id"), primary_key=True))
+    version: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    steps: list[dict[str, Any]] = _json(list)
+    created_at: datetime = _moment(nullable=False)
+
+
+class WorkflowImage(Row, table=True):
+    """Which images the current version of a workflow uses, so that none is deleted below it."""
+
+    __tablename__ = "workflow_images"
+    workflow_id: str = Field(sa_column=Column(String(36), ForeignKey("workflows.id"), primary_key=True))
+    image_id: str = Field(
+        sa_column=Column(String(36), ForeignKey("docker_images.id"), primary_key=True, index=True)
+    )
+
+
+class Build(Row, table=True):
+    """One run of a workflow, with everything it needs copied in."""
+
+    __tablename__ = "builds"
+    __table_args__ = (
+        UniqueConstraint("project_id", "number"),
+        Index("ix_builds_unfinished", "state", "id"),
+    )
+    id: str = _id()
+    project_id: str = _reference("projects")
+    workflow_id: str = _reference("workflows")
+    workflow_version: int = Field(sa_column=Column(Integer, nullable=False))
+    number: int = Field(sa_column=Column(Integer, nullable=False))
+    round: int = Field(default=1, sa_column=Column(Integer, nullable=False))
+    state: str = Field(default=BuildState.QUEUED, sa_column=Column(String(12), nullable=False))
+    reason: str | None = Field(default=None, sa_column=Column(String(32)))
+    repo_url: str | None = _text()
+    branch: str | None = _text()
+    requested_commit: str | None = Field(default=None, sa_column=Column(String(64)))
+    commit_hash: str | None = Field(default=None, sa_column=Column(String(64)))
+    commit_message: str | None = _text()
+    commit_author: str | None = _text()
+    is_project_repository: bool = Field(default=False, nullable=False)
+    default_branch: str | None = _text()
+    cancel_id: str | None = Field(default=None, sa_column=Column(String(36)))
+    cancel_requested_at: datetime | None = _moment()
+    created_at: datetime = _moment(nullable=False)
+    started_at: datetime | None = _moment()
+    finished_at: datetime | None = _moment()
+
+
+class Step(Row, table=True):
+    """One step of a build and its current attempt."""
+
+    __tablename__ = "steps"
+    __table_args__ = (
+        UniqueConstraint("build_id", "name", "round"),
+        Index("ix_steps_queue", "state", "ready_at", "id"),
+        Index("ix_steps_runner", "runner_id", "state"),
+    )
+    id: str = _id()
+    build_id: str = _reference("builds")
+    project_id: str = Field(sa_column=Column(String(36), nullable=False))
+    name: str = Field(sa_column=Column(String(100), nullable=False))
+    round: int = Field(default=1, sa_column=Column(Integer, nullable=False))
+    position: int = Field(sa_column=Column(Integer, nullable=False))
+    rank: int = Field(sa_column=Column(Integer, nullable=False))
+    state: str = Field(default=StepState.PENDING, sa_column=Column(String(12), nullable=False))
+    spec: dict[str, Any] = _json()
+    image_url: str = _text(nullable=False)
+    label_count: int = Field(default=0, sa_column=Column(Integer, nullable=False))
+    dependency_count: int = Field(default=0, sa_column=Column(Integer, nullable=False))
+    exclusive: bool = Field(default=False, nullable=False)
+    attempt: int = Field(default=0, sa_column=Column(Integer, nullable=False))
+    runner_id: str | None = Field(default=None, sa_column=Column(String(36)))
+    request_id: str | None = Field(default=None, sa_column=Column(String(64)))
+    phase: str | None = Field(default=None, sa_column=Column(String(16)))
+    infra_retries: int = Field(default=0, sa_column=Column(Integer, nullable=False))
+    ready_at: datetime | None = _moment()
+    not_before: datetime | None = _moment()
+    claimed_at: datetime | None = _moment()
+    acked_at: datetime | None = _moment()
+    last_seen_at: datetime | None = _moment()
+    started_at: datetime | None = _moment()
+    finished_at: datetime | None = _moment()
+    cancel_requested_at: datetime | None = _moment()
+    cancel_reason: str | None = Field(default=None, sa_column=Column(String(32)))
+    reason: str | None = Field(default=None, sa_column=Column(String(32)))
+    exit_code: int | None = Field(default=None, sa_column=Column(Integer))
+    image_digest: str | None = _text()
+    log_size: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+
+
+class StepLabel(Row, table=True):
+    """A label that the runner of this step must have."""
+
+    __tablename__ = "step_labels"
+    step_id: str = Field(sa_column=Column(String(36), ForeignKey("steps.id"), primary_key=True))
+    label: str = Field(sa_column=Column(String(64), primary_key=True))
+
+
+class StepDependency(Row, table=True):
+    """An arrow of the build's graph."""
+
+    __tablename__ = "step_dependencies"
+    step_id: str = Field(sa_column=Column(String(36), ForeignKey("steps.id"), primary_key=True))
+    depends_on_id: str = Field(
+        sa_column=Column(String(36), ForeignKey("steps.id"), primary_key=True, index=True)
+    )
+    build_id: str = Field(sa_column=Column(String(36), nullable=False, index=True))
+
+
+class StepAttempt(Row, table=True):
+    """The history: one row per attempt, ended once."""
+
+    __tablename__ = "step_attempts"
+    __table_args__ = (Index("ix_step_attempts_request", "runner_id", "request_id"),)
+    step_id: str = Field(sa_column=Column(String(36), ForeignKey("steps.id"), primary_key=True))
+    attempt: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    runner_id: str | None = Field(default=None, sa_column=Column(String(36)))
+    request_id: str | None = Field(default=None, sa_column=Column(String(64)))
+    outcome: str | None = Field(default=None, sa_column=Column(String(12)))
+    reason: str | None = Field(default=None, sa_column=Column(String(32)))
+    detail: str | None = _text()
+    exit_code: int | None = Field(default=None, sa_column=Column(Integer))
+    oom: bool = Field(default=False, nullable=False)
+    image_digest: str | None = _text()
+    output_paths: list[str] = _json(list)
+    log_size: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    log_sha256: str | None = Field(default=None, sa_column=Column(String(64)))
+    log_state: str = Field(default="open", sa_column=Column(String(12), nullable=False))
+    claimed_at: datetime = _moment(nullable=False)
+    started_at: datetime | None = _moment()
+    finished_at: datetime | None = _moment()
+
+
+class LogAppend(Row, table=True):
+    """One accepted piece of a build's log: where it stands and when it came."""
+
+    __tablename__ = "log_appends"
+    build_id: str = Field(sa_column=Column(String(36), primary_key=True))
+    seq: int = Field(sa_column=Column(BigInteger, primary_key=True, autoincrement=False))
+    step_id: str = Field(sa_column=Column(String(36), nullable=False))
+    attempt: int = Field(sa_column=Column(Integer, nullable=False))
+    offset: int = Field(sa_column=Column("byte_offset", BigInteger, nullable=False))
+    length: int = Field(sa_column=Column("byte_length", BigInteger, nullable=False))
+    at: datetime = _moment(nullable=False)
+
+
+class Blob(Row, table=True):
+    """Bytes that a project has stored under their digest."""
+
+    __tablename__ = "blobs"
+    project_id: str = Field(sa_column=Column(String(36), ForeignKey("projects.id"), primary_key=True))
+    sha256: str = Field(sa_column=Column(String(64), primary_key=True))
+    size: int = Field(sa_column=Column(BigInteger, nullable=False))
+    created_at: datetime = _moment(nullable=False)
+
+
+class Artifact(Row, table=True):
+    """One output of a step, visible once its completion was accepted."""
+
+    __tablename__ = "artifacts"
+    __table_args__ = (Index("ix_artifacts_build_step", "build_id", "step_id"),)
+    id: str = _id()
+    build_id: str = _reference("builds", index=False)
+    step_id: str = _reference("steps", index=False)
+    attempt: int = Field(sa_column=Column(Integer, nullable=False))
+    path: str = _text(nullable=False)
+    type: str = Field(sa_column=Column(String(12), nullable=False))
+    mode: int = Field(sa_column=Column(Integer, nullable=False))
+    size: int = Field(sa_column=Column(BigInteger, nullable=False))
+    sha256: str = Field(sa_column=Column(String(64), nullable=False))
+    target: str = _text(nullable=False)
+    created_at: datetime = _moment(nullable=False)
+
+
+class Runner(Row, table=True):
+    """A machine that takes steps; known by its secret alone."""
+
+    __tablename__ = "runners"
+    id: str = _id()
+    name: str = Field(sa_column=Column(String(100), nullable=False))
+    secret_hash: bytes = Field(sa_column=Column(LargeBinary(32), unique=True, nullable=False))
+    labels: list[str] = _json(list)
+    platform: str = Field(default="", sa_column=Column(String(64), nullable=False))
+    version: str = Field(default="", sa_column=Column(String(64), nullable=False))
+    session: str | None = Field(default=None, sa_column=Column(String(64)))
+    slots: int = Field(default=0, sa_column=Column(Integer, nullable=False))
+    draining: bool = Field(default=False, nullable=False)
+    disk_free: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    created_at: datetime = _moment(nullable=False)
+    last_seen_at: datetime | None = _moment()
+    revoked_at: datetime | None = _moment()
+
+
+class AuditLog(Row, table=True):
+    """What was changed, by whom; written in the change's own transaction, never altered."""
+
+    __tablename__ = "audit_logs"
+    __table_args__ = (Index("ix_audit_logs_project", "project_id", "id"),)
+    id: str = _id()
+    tenant_id: str | None = Field(default=None, sa_column=Column(String(36)))
+    project_id: str | None = Field(default=None, sa_column=Column(String(36)))
+    action: str = Field(sa_column=Column(String(64), nullable=False, index=True))
+    actor: str = Field(sa_column=Column(String(128), nullable=False))
+    address: str = Field(default="", sa_column=Column(String(64), nullable=False))
+    details: dict[str, Any] = _json()
+    created_at: datetime = _moment(nullable=False)
