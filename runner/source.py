@@ -1,0 +1,536 @@
+"""Brings the files of a repository onto this machine: one mirror per repository, one checkout per commit.
+
+Checkouts are shared by all steps and never written again: a step sees one through its own layer.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from runner.credentials import Credentials
+from runner.errors import BadSetup, StepError
+from runner.git import Budget, Git, GitFailed, Remote, RunAs, check_url, explain_failure
+from runner.trash import Trash
+from runner.trees import measure
+from shared.ids import new_id
+from shared.protocol import Source
+from shared.reasons import Reason
+
+log = structlog.get_logger()
+
+DEFAULT_PROTOCOLS = frozenset({"https", "ssh"})
+MAX_FILES = 500_000
+MAX_PACKS = 40
+MAX_BRANCH_LENGTH = 255
+LOCK_PAUSE_S = 0.05
+ACCESS_CHECK_S = 30.0
+# What was used this recently may be about to be pinned.
+UNTOUCHABLE_S = 600.0
+FULL_HASHES = (40, 64)
+DAMAGED = re.compile(
+    r"^(?!remote:).*(bad object|is corrupt|corrupted|inflate:|index unavailable|loose object"
+    r"|unable to unpack|unable to read (tree|sha1|[0-9a-f]{40})|missing (blob|tree|commit))",
+    re.MULTILINE,
+)
+LOCKS_LEFT = ("*.lock", "refs/**/*.lock", "objects/pack/tmp_*", "objects/**/tmp_obj_*")
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """The files of one commit. `name` is what pins and `prune` call it."""
+
+    path: Path
+    name: str
+    commit: str
+
+
+def _silent(_: str) -> None:
+    return
+
+
+class SourceCache:
+    """Mirrors and checkouts below one state folder; safe to use from several threads and processes."""
+
+    def __init__(
+        self,
+        state: Path,
+        *,
+        protocols: frozenset[str] = DEFAULT_PROTOCOLS,
+        run_as: RunAs | None = None,
+        credentials: Credentials | None = None,
+        environ: Mapping[str, str] | None = None,
+        budget: Budget | None = None,
+        trash: Trash | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._mirrors = state / "mirrors"
+        self._checkouts = state / "checkouts"
+        self._protocols = protocols
+        self._budget = budget or Budget()
+        self._trash = trash or Trash(state)
+        self._clock = clock
+        self._records = state / "sources"
+        home = state / "git"
+        self._git = Git(home, run_as, credentials or Credentials(), environ or {})
+        self._records.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for folder in (home, self._mirrors, self._checkouts):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._git.let_in(folder)
+        self._check_access(state)
+
+    def resolve(self, source: Source, progress: Progress = _silent) -> str:
+        """The full hash of the commit that this source means now."""
+        remote = check_url(source.repo_url, self._protocols)
+        with self._locked_mirror(remote) as mirror:
+            if source.commit:
+                return self._resolve_commit(mirror, remote, source.commit, progress)
+            if source.branch:
+                return self._resolve_branch(mirror, remote, source.branch, progress)
+            return self._resolve_head(mirror, remote, progress)
+
+    def checkout(self, source: Source, commit: str, progress: Progress = _silent) -> Checkout:
+        """The files of `commit` in a folder of their own, made now or found."""
+        remote = check_url(source.repo_url, self._protocols)
+        if not _is_full_hash(commit):
+            raise StepError(Reason.COMMIT_NOT_FOUND, f"{commit[:64]!r} is not the full hash of a commit")
+        name = _digest(remote.url, commit, _boot_id())[:20]
+        with self._locked_mirror(remote) as mirror:
+            place = self._checkouts / name
+            if not place.is_dir():
+                self._ensure_commit(mirror, remote, commit, progress)
+                self._make_checkout(mirror, remote, commit, place, progress)
+            self._touch(self._records / f"{name}.json")
+        return Checkout(place, name, commit)
+
+    def is_reachable(self, source: Source, commit: str, branch: str) -> bool:
+        """True when `commit` is, or comes before, the head of `branch`, as the repository says now."""
+        remote = check_url(source.repo_url, self._protocols)
+        if not _is_full_hash(commit) or not _is_branch_name(branch):
+            return False
+        with self._locked_mirror(remote) as mirror:
+            if mirror.is_ancestor(commit, branch):
+                return True
+            mirror.fetch(remote, _silent)
+            return mirror.is_ancestor(commit, branch)
+
+    def is_trusted(self, source: Source, commit: str) -> bool:
+        """True when a step of this source may publish caches that every build of the project restores."""
+        return (
+            source.is_project_repository
+            and bool(source.default_branch)
+            and source.branch == source.default_branch
+            and self.is_reachable(source, commit, source.default_branch)
+        )
+
+    def prune(self, keep: Set[str], max_bytes: int) -> int:
+        """Delete what was used longest ago, first checkouts, then mirrors, until the rest fits.
+
+        Checkouts named in `keep` and all that was used in the last minutes stay. Returns the bytes that stay.
+        """
+        sizes = self._sizes()
+        total = sum(size for _, _, size in sizes)
+        for used, path, size in sorted(sizes, key=lambda item: (item[1].parent == self._mirrors, item[0])):
+            if total <= max_bytes:
+                break
+            if path.name in keep or self._clock() - used < UNTOUCHABLE_S:
+                continue
+            if self._drop(path):
+                total -= size
+        return total
+
+    def _resolve_commit(self, mirror: "_Mirror", remote: Remote, wanted: str, progress: Progress) -> str:
+        if _is_full_hash(wanted):
+            self._ensure_commit(mirror, remote, wanted, progress)
+            return wanted
+        if not re.fullmatch(r"[0-9a-f]{7,63}", wanted):
+            raise StepError(Reason.COMMIT_NOT_FOUND, f"{wanted[:64]!r} is not the hash of a commit")
+        mirror.fetch(remote, progress)
+        found = mirror.commits_that_begin_with(wanted)
+        if len(found) != 1:
+            what = "no commit begins" if not found else f"{len(found)} commits begin"
+            raise StepError(Reason.COMMIT_NOT_FOUND, f"in {remote.url} {what} with {wanted}")
+        return found[0]
+
+    def _resolve_branch(self, mirror: "_Mirror", remote: Remote, branch: str, progress: Progress) -> str:
+        if not _is_branch_name(branch):
+            raise StepError(Reason.COMMIT_NOT_FOUND, f"{branch[:255]!r} is not the name of a branch")
+        mirror.fetch(remote, progress)
+        found = mirror.head_of(branch)
+        if not found:
+            raise StepError(Reason.COMMIT_NOT_FOUND, f"{remote.url} has no branch {branch!r}")
+        return found
+
+    def _resolve_head(self, mirror: "_Mirror", remote: Remote, progress: Progress) -> str:
+        commit = mirror.remote_head(remote)
+        if not commit:
+            raise StepError(Reason.COMMIT_NOT_FOUND, f"{remote.url} has no default branch")
+        self._ensure_commit(mirror, remote, commit, progress)
+        return commit
+
+    def _ensure_commit(self, mirror: "_Mirror", remote: Remote, commit: str, progress: Progress) -> None:
+        """Have exactly this commit in the mirror, by asking for it by name where no branch leads to it."""
+        if mirror.has_commit(commit):
+            return
+        mirror.fetch(remote, progress)
+        if not mirror.has_commit(commit):
+            mirror.fetch_commit(remote, commit, progress)
+        if not mirror.has_commit(commit) and mirror.is_damaged:
+            mirror.discard()
+            mirror.fetch(remote, progress)
+        if not mirror.has_commit(commit):
+            raise StepError(Reason.COMMIT_NOT_FOUND, f"{remote.url} has no commit {commit}")
+
+    def _make_checkout(
+        self, mirror: "_Mirror", remote: Remote, commit: str, place: Path, progress: Progress
+    ) -> None:
+        """Write all files aside and show them when they are complete."""
+        files, size = mirror.weigh(commit)
+        progress(f"checking out {commit[:12]}: {files} files, {size // 1024} KiB")
+        part = self._checkouts / f".part-{new_id()}"
+        part.mkdir()
+        self._git.own(part)
+        try:
+            part.chmod(0o777)
+            mirror.clone_into(part, remote, commit)
+            record = {"url": remote.url, "commit": commit, "bytes": measure(part).bytes}
+            (self._records / f"{place.name}.json").write_text(json.dumps(record))
+            part.rename(place)
+        finally:
+            self._trash.throw(part)
+
+    @contextmanager
+    def _locked_mirror(self, remote: Remote) -> Iterator["_Mirror"]:
+        """One worker at a time per repository, in this process and in any other."""
+        deadline = time.monotonic() + self._budget.seconds
+        place = self._mirrors / _digest(remote.url)[:16]
+        lock = self._open_lock(place)
+        try:
+            while not _try_lock(lock):
+                if time.monotonic() >= deadline:
+                    raise StepError(
+                        Reason.INTERNAL, f"another step has been fetching {remote.url} for too long"
+                    )
+                time.sleep(LOCK_PAUSE_S)
+            self._touch(lock)
+            yield _Mirror(place, self._git, self._trash, self._budget, deadline)
+        finally:
+            os.close(lock)
+
+    def _check_access(self, state: Path) -> None:
+        """Try git as the user it will run as, so that a wrong setup is said at start and not in a build."""
+        deadline = time.monotonic() + ACCESS_CHECK_S
+        try:
+            self._git.run(["-C", str(self._mirrors), "--version"], folder=Path("/"), deadline=deadline)
+        except FileNotFoundError as error:
+            raise BadSetup("git is not installed: run `apt-get install git`") from error
+        except GitFailed as error:
+            if "Permission denied" in error.text:
+                raise BadSetup(_closed_folder(state, self._git.run_as)) from error
+            raise BadSetup(f"git does not work: {error.text}") from error
+
+    def _sizes(self) -> list[tuple[float, Path, int]]:
+        found: list[tuple[float, Path, int]] = []
+        for record in self._records.glob("*.json"):
+            found.append((record.stat().st_mtime, self._checkouts / record.stem, _recorded_bytes(record)))
+        for lock in self._records.glob("*.lock"):
+            mirror = self._mirrors / lock.stem
+            if mirror.is_dir():
+                found.append((lock.stat().st_mtime, mirror, _size_of(mirror)))
+        return found
+
+    def _open_lock(self, mirror: Path) -> int:
+        place = self._records / f"{mirror.name}.lock"
+        return os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def _drop(self, path: Path) -> bool:
+        if path.parent == self._checkouts:
+            self._trash.throw(path)
+            (self._records / f"{path.name}.json").unlink(missing_ok=True)
+            return True
+        lock = self._open_lock(path)
+        try:
+            if _try_lock(lock):
+                self._trash.throw(path)
+                return True
+            return False
+        finally:
+            os.close(lock)
+
+    def _touch(self, path: Path | int) -> None:
+        now = self._clock()
+        os.utime(path, (now, now))
+
+
+class _Mirror:
+    """One bare repository, while this thread alone may use it."""
+
+    def __init__(self, path: Path, git: Git, trash: Trash, budget: Budget, deadline: float) -> None:
+        self.path = path
+        self.git = git
+        self.trash = trash
+        self.budget = budget
+        self.deadline = deadline
+        self.is_damaged = False
+
+    def discard(self) -> None:
+        """Forget all objects; the next fetch brings them anew."""
+        log.warning("a damaged mirror is thrown away", mirror=self.path.name)
+        self.trash.throw(self.path)
+        self.is_damaged = False
+
+    def fetch(self, remote: Remote, progress: Progress) -> None:
+        """Bring branches and tags up to date; a damaged mirror is made anew once."""
+        progress(f"fetching {remote.url}")
+        try:
+            self._fetch(remote, progress)
+        except GitFailed as failure:
+            if "mismatched algorithms" in failure.text:
+                self._make_anew("sha256")
+            elif _is_about_damage(failure):
+                self.discard()
+            else:
+                raise explain_failure(failure, f"cannot fetch {remote.url}") from failure
+            self._fetch_again(remote, progress)
+        self._tidy()
+
+    def fetch_commit(self, remote: Remote, commit: str, progress: Progress) -> None:
+        """Ask for one commit that no branch or tag leads to; many servers allow it."""
+        try:
+            self._fetch(remote, progress, f"+{commit}:refs/buildmill/{commit}")
+        except GitFailed as failure:
+            if _is_about_damage(failure):
+                self.is_damaged = True
+                return
+            raise StepError(Reason.COMMIT_NOT_FOUND, f"{remote.url} has no commit {commit}") from failure
+
+    def remote_head(self, remote: Remote) -> str:
+        """The commit that the remote's HEAD names, or nothing."""
+        self._prepare()
+        with self.git.access(remote) as extra:
+            try:
+                answer = self._run("ls-remote", "--end-of-options", remote.url, "HEAD", extra=extra)
+            except GitFailed as failure:
+                raise explain_failure(failure, f"cannot read {remote.url}") from failure
+        heads = [line.split("\t") for line in answer.splitlines()]
+        return next((parts[0] for parts in heads if len(parts) == 2 and parts[1] == "HEAD"), "")
+
+    def has_commit(self, commit: str) -> bool:
+        """True when exactly this object is here and is a commit (and not a tag that points at one)."""
+        return self.path.is_dir() and self._ask("cat-file", "-t", commit).strip() == "commit"
+
+    def head_of(self, branch: str) -> str:
+        """The commit of a branch; a tag of the same name does not count."""
+        found = self._ask(
+            "rev-parse", "--verify", "--quiet", "--end-of-options", f"refs/heads/{branch}"
+        ).strip()
+        return found if _is_full_hash(found) and self.has_commit(found) else ""
+
+    def commits_that_begin_with(self, prefix: str) -> list[str]:
+        """Looks at objects, never at names: a branch may be called like a hash."""
+        found = self._ask("rev-parse", f"--disambiguate={prefix}").split()
+        return [name for name in found[:100] if self.has_commit(name)]
+
+    def is_ancestor(self, commit: str, branch: str) -> bool:
+        head = self.head_of(branch) if self.path.is_dir() else ""
+        if not head or not self.has_commit(commit):
+            return False
+        try:
+            self._run("merge-base", "--is-ancestor", "--end-of-options", commit, head)
+        except GitFailed as failure:
+            if failure.code == 1:
+                return False
+            raise explain_failure(failure, "cannot compare commits") from failure
+        return True
+
+    def weigh(self, commit: str) -> tuple[int, int]:
+        """How many files a commit has and how large they are, before a single one is written."""
+        try:
+            listing = self._run("ls-tree", "-r", "-l", "--full-tree", "--end-of-options", commit)
+        except GitFailed as failure:
+            raise explain_failure(failure, "cannot list the commit's files") from failure
+        sizes = [line.split(None, 4)[3] for line in listing.splitlines()]
+        total = sum(int(size) for size in sizes if size.isdigit())
+        if len(sizes) > MAX_FILES or total > self.budget.bytes:
+            raise StepError(
+                Reason.DISK_LIMIT,
+                f"the commit has {len(sizes)} files with {total} bytes; "
+                f"this runner accepts {MAX_FILES} files and {self.budget.bytes} bytes",
+            )
+        return len(sizes), total
+
+    def clone_into(self, folder: Path, remote: Remote, commit: str) -> None:
+        """Make `folder` a repository of its own at `commit`; its objects are hard links to ours."""
+        local = {"GIT_ALLOW_PROTOCOL": "file"}  # for our own mirror, which git reaches by its path
+        try:
+            self._run(
+                *("clone", "--quiet", "--local", "--no-checkout", "--template=", "--no-recurse-submodules"),
+                *("--end-of-options", str(self.path), str(folder)),
+                extra=local,
+            )
+            within = ("-C", str(folder))
+            self._run(*within, "remote", "set-url", "--", "origin", remote.url)
+            if (self.path / "shallow").exists():
+                self._run(
+                    *within, "fetch", "--quiet", "--update-shallow", str(self.path), commit, extra=local
+                )
+            self._run(*within, "checkout", "--quiet", "--force", "--detach", commit, watched=folder)
+            seen = self._run(*within, "rev-parse", "--verify", "HEAD^{commit}").strip()
+        except GitFailed as failure:
+            if _is_about_damage(failure):
+                self.discard()  # the next attempt finds a mirror made anew
+                raise StepError(Reason.INTERNAL, "the mirror was damaged and is made anew") from failure
+            raise explain_failure(failure, f"cannot check out {commit}") from failure
+        if seen != commit:
+            raise StepError(Reason.INTERNAL, f"the checkout holds {seen} instead of {commit}")
+
+    def _fetch(self, remote: Remote, progress: Progress, *refspecs: str) -> None:
+        self._prepare()
+        with self.git.access(remote) as extra:
+            self._run(
+                *("fetch", "--progress", "--prune" if not refspecs else "--no-prune", "--no-tags", "--force"),
+                *("--no-write-fetch-head", "--no-recurse-submodules", "--update-shallow", "--end-of-options"),
+                remote.url,
+                *(refspecs or ("+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*")),
+                extra=extra,
+                progress=progress,
+                watched=self.path,
+            )
+
+    def _fetch_again(self, remote: Remote, progress: Progress) -> None:
+        try:
+            self._fetch(remote, progress)
+        except GitFailed as failure:
+            raise explain_failure(failure, f"cannot fetch {remote.url}") from failure
+
+    def _prepare(self) -> None:
+        """Have a mirror, without what a killed predecessor left in the way; the lock is ours."""
+        if not (self.path / "HEAD").is_file():
+            self._make_anew("sha1")
+        for pattern in LOCKS_LEFT:
+            for leftover in self.path.glob(pattern):
+                leftover.unlink(missing_ok=True)
+
+    def _make_anew(self, algorithm: str) -> None:
+        self.trash.throw(self.path)
+        part = self.path.with_name(f".part-{new_id()}")
+        part.mkdir(mode=0o700)
+        self.git.own(part)
+        try:
+            self._run("init", "--quiet", "--bare", "--template=", f"--object-format={algorithm}", folder=part)
+            part.rename(self.path)
+        except GitFailed as failure:
+            raise explain_failure(failure, "cannot make a mirror") from failure
+        finally:
+            self.trash.throw(part)
+
+    def _tidy(self) -> None:
+        """Every fetch leaves a pack; many packs make everything slow."""
+        if sum(1 for _ in self.path.glob("objects/pack/*.pack")) <= MAX_PACKS:
+            return
+        try:
+            self._run("repack", "-a", "-d", "-k", "-q")
+        except GitFailed as failure:
+            log.warning("a mirror could not be repacked", mirror=self.path.name, cause=failure.text[-500:])
+
+    def _ask(self, *arguments: str) -> str:
+        """A question whose failure means no, as far as the mirror is whole."""
+        try:
+            return self._run(*arguments)
+        except GitFailed as failure:
+            self.is_damaged = self.is_damaged or _is_about_damage(failure)
+            return ""
+
+    def _run(
+        self,
+        *arguments: str,
+        folder: Path | None = None,
+        extra: Mapping[str, str] | None = None,
+        progress: Progress | None = None,
+        watched: Path | None = None,
+    ) -> str:
+        return self.git.run(
+            arguments,
+            folder=folder or self.path,
+            deadline=self.deadline,
+            extra=extra,
+            progress=progress,
+            watch=None if watched is None else lambda: self._check_size(watched),
+        )
+
+    def _check_size(self, folder: Path) -> None:
+        if _size_of(folder) > self.budget.bytes:
+            raise StepError(Reason.DISK_LIMIT, f"the repository takes more than {self.budget.bytes} bytes")
+
+
+def _is_about_damage(failure: GitFailed) -> bool:
+    return DAMAGED.search(failure.text) is not None
+
+
+def _is_full_hash(text: str) -> bool:
+    return len(text) in FULL_HASHES and re.fullmatch(r"[0-9a-f]+", text) is not None
+
+
+def _is_branch_name(name: str) -> bool:
+    """git's own rules for names of branches, without the abbreviations that git would expand."""
+    if not name or len(name) > MAX_BRANCH_LENGTH or name == "@" or name.startswith("-"):
+        return False
+    if re.search(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{|//", name):
+        return False
+    parts = name.split("/")
+    return all(part and not part.startswith(".") and not part.endswith((".lock", ".")) for part in parts)
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _boot_id() -> str:
+    """Checkouts are not synced to the disk, so one made before the machine last started is not believed."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _size_of(folder: Path) -> int:
+    """The bytes below a folder; files that come and go while we look do not matter."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.lstat().st_blocks * 512
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def _recorded_bytes(record: Path) -> int:
+    try:
+        return int(json.loads(record.read_text())["bytes"])
+    except (ValueError, KeyError, TypeError, FileNotFoundError):
+        return 0
+
+
+def _try_lock(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _closed_folder(state: Path, run_as: RunAs | None) -> str:
+    name = run_as.name if run_as is not None else "this user"
+    chain = [state, *state.parents]
+    closed = next((folder for folder in reversed(chain) if not folder.stat().st_mode & 0o001), state)
+    return (
+        f"user {name}, whom git runs as, cannot enter {closed}: "
+        f"run `chmod o+x {closed}` or choose another folder with --state"
+    )

@@ -1,0 +1,195 @@
+"""Deletes folders slowly in the background, so that no step waits for it and no disk is kept busy.
+
+What is thrown away is renamed at once, which is what makes room for a successor; the rest has time.
+"""
+
+import errno
+import os
+import stat
+import threading
+import time
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from shared.ids import new_id
+
+log = structlog.get_logger()
+
+PAUSE_EVERY = 200
+PAUSE_S = 0.005
+MAX_DEPTH = 200
+STOP_TIMEOUT_S = 10.0
+
+
+class Trash:
+    """The folder `<state>/trash` and the thread that empties it."""
+
+    def __init__(self, state: Path) -> None:
+        self.folder = state / "trash"
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        self._wake = threading.Event()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to delete, first of all what a former life left."""
+        self._thread = threading.Thread(target=self._run, name="trash", daemon=True)
+        self._wake.set()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop deleting; what is left waits for the next start."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(STOP_TIMEOUT_S)
+
+    def throw(self, path: Path) -> None:
+        """Take `path` away now and delete it later; harmless when it does not exist."""
+        try:
+            path.rename(self.folder / new_id())
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EBUSY, errno.EACCES):
+                raise
+            remove_tree(path)
+        self._wake.set()
+
+    def empty(self) -> None:
+        """Delete everything now."""
+        self._sweep(pause_s=0.0)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait(timeout=60)
+            self._wake.clear()
+            self._sweep(pause_s=PAUSE_S)
+
+    def _sweep(self, *, pause_s: float) -> None:
+        for path in sorted(self.folder.iterdir()):
+            if self._stop.is_set():
+                return
+            remove_tree(path, pause_s=pause_s, stop=self._stop)
+
+
+def remove_tree(path: Path, *, pause_s: float = 0.0, stop: threading.Event | None = None) -> None:
+    """Delete a file or folder whatever its modes and depth, on its own file system only, following no link.
+
+    What cannot be deleted stays and is said once; nobody's work depends on it.
+    """
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISDIR(found.st_mode):
+        path.unlink(missing_ok=True)
+        return
+    sweep = _Sweep(path, found.st_dev, pause_s, stop)
+    while sweep.goes_on():
+        sweep.remove(sweep.waiting.pop())
+    if sweep.failures:
+        log.warning(
+            "some files could not be deleted", path=str(path), count=sweep.failures, first=sweep.first
+        )
+
+
+class _Removal(Protocol):
+    def __call__(self, name: str, /, *, dir_fd: int) -> None: ...
+
+
+class _Sweep:
+    """One deletion. Folders too deep to reach by their path are first moved up next to the root."""
+
+    def __init__(self, root: Path, device: int, pause_s: float, stop: threading.Event | None) -> None:
+        self.root = root
+        self.device = device
+        self.pause_s = pause_s
+        self.stop = stop
+        self.waiting = [root]
+        self.failures = 0
+        self.first = ""
+        self.count = 0
+
+    def goes_on(self) -> bool:
+        return bool(self.waiting) and not (self.stop is not None and self.stop.is_set())
+
+    def remove(self, top: Path) -> None:
+        """Delete one folder from the leaves up, without recursion."""
+        parent = os.open(top.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        chain: list[tuple[int, str, list[str]]] = []
+        try:
+            self._enter(parent, top.name, chain)
+            while chain:
+                if self.stop is not None and self.stop.is_set():
+                    return
+                folder, name, left = chain[-1]
+                if left:
+                    self._remove_entry(folder, left.pop(), chain)
+                else:
+                    chain.pop()
+                    os.close(folder)
+                    self._try(os.rmdir, name, chain[-1][0] if chain else parent)
+        finally:
+            for folder, _, _ in chain:
+                os.close(folder)
+            os.close(parent)
+
+    def _enter(self, parent: int, name: str, chain: list[tuple[int, str, list[str]]]) -> None:
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            try:
+                folder = os.open(name, flags, dir_fd=parent)
+            except PermissionError:
+                os.chmod(name, 0o700, dir_fd=parent)
+                folder = os.open(name, flags, dir_fd=parent)
+        except OSError as error:
+            self._note(error)
+            return
+        found = os.fstat(folder)
+        if found.st_dev != self.device:
+            os.close(folder)
+            self._note(OSError(errno.EXDEV, "something is still mounted here", name))
+            return
+        if os.geteuid() != 0 and found.st_mode & 0o700 != 0o700:
+            os.fchmod(folder, 0o700)
+        chain.append((folder, name, os.listdir(folder)))  # noqa: PTH208 (by descriptor, not by name)
+
+    def _remove_entry(self, folder: int, name: str, chain: list[tuple[int, str, list[str]]]) -> None:
+        self.count += 1
+        if self.pause_s and self.count % PAUSE_EVERY == 0:
+            time.sleep(self.pause_s)
+        try:
+            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        if not stat.S_ISDIR(found.st_mode):
+            self._try(os.unlink, name, folder)
+        elif len(chain) < MAX_DEPTH:
+            self._enter(folder, name, chain)
+        else:
+            self._move_up(folder, name)
+
+    def _move_up(self, folder: int, name: str) -> None:
+        place = self.root.with_name(new_id())
+        try:
+            os.rename(name, place, src_dir_fd=folder)
+        except OSError as error:
+            self._note(error)
+        else:
+            self.waiting.append(place)
+
+    def _try(self, action: "_Removal", name: str, folder: int) -> None:
+        try:
+            action(name, dir_fd=folder)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._note(error)
+
+    def _note(self, error: OSError) -> None:
+        self.failures += 1
+        self.first = self.first or str(error)

@@ -1,0 +1,59 @@
+"""A state folder for tests with real mounts: enterable by every user, unmounted before it is removed."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from runner.layers import CopyLayers, Layers, OverlayLayers
+from runner.mounts import mounts_below, unmount
+
+MODES = ("overlay", "copy")
+
+
+@contextmanager
+def a_state_folder() -> Iterator[Path]:
+    """pytest's own folders are closed to other users, and git runs as another user."""
+    folder = Path(tempfile.mkdtemp(prefix="bm-", dir="/tmp"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        for mount in mounts_below(folder):
+            unmount(mount)
+        shutil.rmtree(folder)
+
+
+def layers_of(mode: str, state: Path) -> Layers:
+    return OverlayLayers(state) if mode == "overlay" else CopyLayers()
+
+
+def write_tree(root: Path, files: dict[str, str]) -> Path:
+    """Files by relative path; a text that starts with `->` makes a link."""
+    root.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        place = root / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if text.startswith("->"):
+            place.symlink_to(text[2:])
+        else:
+            place.write_text(text)
+    return root
+
+
+def read_tree(root: Path) -> dict[str, str]:
+    """The opposite of `write_tree`; folders that hold nothing appear with a slash."""
+    seen: dict[str, str] = {}
+    for folder, names, files in os.walk(root):
+        here = Path(folder)
+        if not names and not files and here != root:
+            seen[f"{here.relative_to(root)}/"] = ""
+        for name in [*names, *files]:
+            place = here / name
+            if place.is_symlink():
+                seen[str(place.relative_to(root))] = f"->{os.readlink(place)}"
+            elif place.is_file():
+                seen[str(place.relative_to(root))] = place.read_text()
+    return seen

@@ -1,0 +1,661 @@
+import hashlib
+import socket
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from runner.credentials import Credentials, GitLogin
+from runner.errors import BadSetup, StepError
+from runner.git import Budget, check_url, unprivileged_user
+from runner.source import SourceCache
+from shared.protocol import Source
+from shared.reasons import Reason
+from tests.runner.repositories import Repository
+from tests.runner.state_folder import a_state_folder
+
+LOCAL = frozenset({"file", "http", "https", "ssh"})
+
+
+@pytest.fixture
+def state() -> Iterator[Path]:
+    with a_state_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+def repository(state: Path) -> Repository:
+    return Repository(state / "repository")
+
+
+@pytest.fixture
+def sources(state: Path) -> SourceCache:
+    return SourceCache(state / "state", protocols=LOCAL, run_as=unprivileged_user())
+
+
+def test_a_branch_means_its_head_and_follows_it(sources: SourceCache, repository: Repository) -> None:
+    first = repository.commit({"a": "1"})
+    source = Source(repo_url=repository.url, branch="main")
+
+    assert sources.resolve(source) == first
+    second = repository.commit({"a": "2"})
+    assert sources.resolve(source) == second
+
+
+def test_neither_branch_nor_commit_means_the_remotes_own_head(
+    sources: SourceCache, repository: Repository
+) -> None:
+    repository.commit({"a": "1"})
+    repository.git("checkout", "-q", "-b", "trunk")
+    head = repository.commit({"a": "2"})
+
+    assert sources.resolve(Source(repo_url=repository.url)) == head
+
+
+def test_an_abbreviated_hash_is_completed(sources: SourceCache, repository: Repository) -> None:
+    commit = repository.commit({"a": "1"})
+
+    assert sources.resolve(Source(repo_url=repository.url, commit=commit[:8])) == commit
+
+
+@pytest.mark.threat("C10")
+def test_a_branch_that_is_called_like_a_hash_does_not_stand_for_it(
+    sources: SourceCache, repository: Repository
+) -> None:
+    wanted = repository.commit({"a": "1"})
+    other = repository.commit({"a": "2"})
+    repository.git("branch", wanted[:8], other)
+    repository.git("branch", wanted, other)
+
+    assert sources.resolve(Source(repo_url=repository.url, commit=wanted[:8])) == wanted
+    assert sources.resolve(Source(repo_url=repository.url, commit=wanted)) == wanted
+    checkout = sources.checkout(Source(repo_url=repository.url), wanted)
+    assert (checkout.path / "a").read_text() == "1"
+
+
+def test_an_ambiguous_hash_is_not_found(sources: SourceCache, repository: Repository) -> None:
+    tree = repository.git("hash-object", "-t", "tree", "-w", "--stdin", text="")
+    seen: dict[str, str] = {}
+    for number in range(200_000):
+        body = f"tree {tree}\nauthor A <a@x> 1 +0000\ncommitter A <a@x> 1 +0000\n\n{number}\n"
+        name = _commit_name(body)
+        if name[:7] in seen:
+            pair = (seen[name[:7]], body)
+            break
+        seen[name[:7]] = body
+    repository.commit({"a": "1"})
+    for number, body in enumerate(pair):
+        commit = repository.git("hash-object", "-t", "commit", "-w", "--stdin", text=body)
+        repository.git("branch", f"b{number}", commit)
+
+    with pytest.raises(StepError, match="2 commits begin") as caught:
+        sources.resolve(Source(repo_url=repository.url, commit=commit[:7]))
+
+    assert caught.value.reason == Reason.COMMIT_NOT_FOUND
+
+
+@pytest.mark.threat("C10")
+def test_a_tag_never_wins_over_a_branch(sources: SourceCache, repository: Repository) -> None:
+    tagged = repository.commit({"a": "1"})
+    repository.git("tag", "main", tagged)
+    repository.git("tag", "only-a-tag", tagged)
+    head = repository.commit({"a": "2"})
+
+    assert sources.resolve(Source(repo_url=repository.url, branch="main")) == head
+    with pytest.raises(StepError) as caught:
+        sources.resolve(Source(repo_url=repository.url, branch="only-a-tag"))
+    assert caught.value.reason == Reason.COMMIT_NOT_FOUND
+
+
+@pytest.mark.threat("C10")
+@pytest.mark.parametrize(
+    "branch",
+    [
+        "../x",
+        "refs/../x",
+        "HEAD@{1}",
+        ":/change",
+        "main~1",
+        "main^",
+        "-upload-pack=x",
+        "@",
+        "a b",
+        "a\n",
+        "main.lock",
+    ],
+)
+def test_what_git_would_expand_is_no_branch(
+    sources: SourceCache, repository: Repository, branch: str
+) -> None:
+    repository.commit({"a": "1"})
+
+    with pytest.raises(StepError) as caught:
+        sources.resolve(Source(repo_url=repository.url, branch=branch))
+
+    assert caught.value.reason == Reason.COMMIT_NOT_FOUND
+
+
+@pytest.mark.parametrize("commit", ["f" * 40, "abcdef0", "f" * 64, "HEAD", "--all", "abc"])
+def test_an_unknown_commit_is_not_found(sources: SourceCache, repository: Repository, commit: str) -> None:
+    repository.commit({"a": "1"})
+
+    with pytest.raises(StepError) as caught:
+        sources.resolve(Source(repo_url=repository.url, commit=commit))
+
+    assert caught.value.reason == Reason.COMMIT_NOT_FOUND
+
+
+def test_the_hash_of_a_tag_is_no_commit(sources: SourceCache, repository: Repository) -> None:
+    repository.commit({"a": "1"})
+    repository.git("tag", "-a", "-m", "x", "v1")
+
+    with pytest.raises(StepError) as caught:
+        sources.resolve(Source(repo_url=repository.url, commit=repository.git("rev-parse", "v1")))
+
+    assert caught.value.reason == Reason.COMMIT_NOT_FOUND
+
+
+@pytest.mark.threat("C13")
+def test_after_a_force_push_the_old_commit_is_built_or_nothing(
+    sources: SourceCache, repository: Repository
+) -> None:
+    repository.commit({"a": "0"})
+    old = repository.commit({"a": "1"})
+    source = Source(repo_url=repository.url, branch="main")
+    assert sources.resolve(source) == old
+
+    repository.git("reset", "-q", "--hard", "HEAD~1")
+    new = repository.commit({"a": "2"})
+    checkout = sources.checkout(source, old)
+
+    assert (checkout.path / "a").read_text() == "1"
+    assert sources.resolve(source) == new
+
+
+def test_a_checkout_is_a_real_repository_that_needs_nothing_from_outside(
+    sources: SourceCache, repository: Repository
+) -> None:
+    repository.commit({"a": "0"})
+    commit = repository.commit({"a": "1", "d/run.sh": "x"})
+    (repository.path / "d/run.sh").chmod(0o755)
+    repository.git("tag", "v1")
+
+    checkout = sources.checkout(Source(repo_url=repository.url, branch="main"), commit)
+
+    assert _git(checkout.path, "rev-parse", "HEAD") == commit
+    assert _git(checkout.path, "log", "--format=%s") == "change\nchange"
+    assert _git(checkout.path, "describe", "--tags") == "v1"
+    assert _git(checkout.path, "status", "--porcelain") == ""
+    assert _git(checkout.path, "remote", "get-url", "origin") == repository.url
+    assert not (checkout.path / ".git/objects/info/alternates").exists()
+    assert _git(checkout.path, "symbolic-ref", "-q", "HEAD") == ""
+
+
+def test_every_user_of_a_container_may_write_into_a_checkout(
+    sources: SourceCache, repository: Repository
+) -> None:
+    commit = repository.commit({"d/a": "1"})
+
+    checkout = sources.checkout(Source(repo_url=repository.url), commit)
+
+    assert stat.S_IMODE((checkout.path / "d").stat().st_mode) == 0o777
+    assert stat.S_IMODE((checkout.path / "d/a").stat().st_mode) == 0o666
+    assert stat.S_IMODE(checkout.path.stat().st_mode) == 0o777
+    assert stat.S_IMODE(checkout.path.parent.stat().st_mode) & 0o007 == 0  # and nobody else on this machine
+
+
+def test_git_runs_without_rights(sources: SourceCache, repository: Repository, state: Path) -> None:
+    commit = repository.commit({"a": "1"})
+
+    checkout = sources.checkout(Source(repo_url=repository.url), commit)
+
+    user = unprivileged_user()
+    assert user is not None
+    owners = {path.lstat().st_uid for path in [checkout.path, *checkout.path.rglob("*")]}
+    assert owners == {user.uid}
+    assert user.uid != 0
+
+
+def test_a_second_checkout_of_a_commit_is_the_first(sources: SourceCache, repository: Repository) -> None:
+    commit = repository.commit({"a": "1"})
+    source = Source(repo_url=repository.url)
+    first = sources.checkout(source, commit)
+    marker = first.path.stat().st_ino
+    repository.path.rename(repository.path.with_name("gone"))
+
+    second = sources.checkout(source, commit)
+
+    assert (second, second.path.stat().st_ino) == (first, marker)
+
+
+def test_many_steps_that_want_one_commit_at_once_get_the_same_checkout(
+    sources: SourceCache, repository: Repository, state: Path
+) -> None:
+    commit = repository.commit({f"f{number}": "x" for number in range(20)})
+    source = Source(repo_url=repository.url)
+    barrier = threading.Barrier(6)
+    found: list[Path] = []
+
+    def work() -> None:
+        barrier.wait()
+        found.append(sources.checkout(source, commit).path)
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+
+    assert len(found) == 6
+    assert len(set(found)) == 1
+    assert len(list((state / "state/checkouts").iterdir())) == 1
+
+
+def test_a_commit_that_no_branch_leads_to_is_asked_for_by_name(
+    sources: SourceCache, repository: Repository
+) -> None:
+    repository.commit({"a": "1"})
+    repository.git("config", "uploadpack.allowAnySHA1InWant", "true")
+    hidden = repository.git("commit-tree", "-m", "hidden", "HEAD^{tree}")
+
+    checkout = sources.checkout(Source(repo_url=repository.url), hidden)
+
+    assert _git(checkout.path, "rev-parse", "HEAD") == hidden
+
+
+def test_a_shallow_repository_can_be_built(sources: SourceCache, repository: Repository, state: Path) -> None:
+    repository.commit({"a": "1"})
+    commit = repository.commit({"a": "2"})
+    repository.git("clone", "-q", "--bare", "--depth=1", repository.url, str(state / "shallow"))
+
+    checkout = sources.checkout(Source(repo_url=f"file://{state}/shallow", branch="main"), commit)
+
+    assert (checkout.path / "a").read_text() == "2"
+
+
+def test_a_repository_with_long_hashes_can_be_built(sources: SourceCache, state: Path) -> None:
+    repository = Repository(state / "long", kind="sha256")
+    commit = repository.commit({"a": "1"})
+    source = Source(repo_url=repository.url, branch="main")
+
+    assert sources.resolve(source) == commit
+    assert len(commit) == 64
+    assert (sources.checkout(source, commit).path / "a").read_text() == "1"
+
+
+@pytest.mark.threat("C07")
+def test_submodules_are_not_read(sources: SourceCache, repository: Repository) -> None:
+    repository.commit(
+        {"a": "1", ".gitmodules": '[submodule "x"]\n\tpath = ../x\n\turl = ext::sh -c touch% /tmp/PWN\n'}
+    )
+    repository.git(
+        "update-index", "--add", "--cacheinfo", f"160000,{repository.git('rev-parse', 'HEAD')},sub"
+    )
+    commit = repository.commit({"b": "2"})
+
+    checkout = sources.checkout(Source(repo_url=repository.url), commit)
+
+    assert list((checkout.path / "sub").iterdir()) == []
+
+
+@pytest.mark.threat("C08")
+def test_nothing_that_a_repository_brings_is_run(
+    sources: SourceCache, repository: Repository, state: Path
+) -> None:
+    proof = state / "proof"
+    state.chmod(0o777)
+    hook = repository.path / ".git/hooks/post-checkout"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\ntouch {proof}\n")
+    hook.chmod(0o755)
+    repository.git("config", "filter.evil.smudge", f"touch {proof}; cat")
+    repository.git("config", "uploadpack.packObjectsHook", f"touch {proof}; exec")
+    commit = repository.commit(
+        {
+            "a": "1",
+            ".gitattributes": "a filter=evil\nb filter=lfs\n",
+            "b": "version https://git-lfs\n",
+            ".lfsconfig": "[lfs]\n\turl = https://evil.test\n",
+            "hooks/post-checkout": f"#!/bin/sh\ntouch {proof}\n",
+        }
+    )
+
+    checkout = sources.checkout(Source(repo_url=repository.url), commit)
+
+    assert (checkout.path / "a").read_text() == "1"
+    assert (checkout.path / "b").read_text() == "version https://git-lfs\n"
+    assert not proof.exists()
+    assert not list((checkout.path / ".git").glob("hooks/*"))
+
+
+@pytest.mark.threat("C11")
+@pytest.mark.parametrize("folder", [".git", ".GIT", "git~1"])
+def test_files_that_would_land_in_gits_own_folder_are_refused(
+    sources: SourceCache, repository: Repository, folder: str
+) -> None:
+    blob = repository.git("hash-object", "-w", "--stdin", text="[core]\n\tfsmonitor = touch /tmp/PWN\n")
+    inner = repository.git("mktree", text=f"100644 blob {blob}\tconfig\n")
+    tree = repository.git("mktree", text=f"040000 tree {inner}\t{folder}\n")
+    commit = repository.git("commit-tree", "-m", "x", tree)
+    repository.git("branch", "-f", "evil", commit)
+
+    with pytest.raises(StepError) as caught:
+        sources.checkout(Source(repo_url=repository.url), commit)
+
+    assert caught.value.reason == Reason.BAD_CONFIG
+
+
+@pytest.mark.threat("C11")
+def test_a_commit_with_more_files_than_can_be_written_is_refused_before_it_is_written(
+    state: Path, repository: Repository
+) -> None:
+    sources = SourceCache(
+        state / "state", protocols=LOCAL, run_as=unprivileged_user(), budget=Budget(seconds=20)
+    )
+    blob = repository.git("hash-object", "-w", "--stdin", text="x")
+    tree = repository.git("mktree", text="".join(f"100644 blob {blob}\tf{number}\n" for number in range(10)))
+    for _ in range(9):
+        tree = repository.git(
+            "mktree", text="".join(f"040000 tree {tree}\td{number}\n" for number in range(10))
+        )
+    commit = repository.git("commit-tree", "-m", "bomb", tree)
+    repository.git("branch", "-f", "bomb", commit)
+
+    with pytest.raises(StepError) as caught:
+        sources.checkout(Source(repo_url=repository.url), commit)
+
+    assert caught.value.reason == Reason.DISK_LIMIT
+    assert list((state / "state/checkouts").iterdir()) == []
+
+
+@pytest.mark.threat("C11")
+def test_a_commit_larger_than_the_budget_is_refused(state: Path, repository: Repository) -> None:
+    sources = SourceCache(
+        state / "state", protocols=LOCAL, run_as=unprivileged_user(), budget=Budget(bytes=1_000_000)
+    )
+    commit = repository.commit({"big": "0" * 3_000_000})
+
+    with pytest.raises(StepError) as caught:
+        sources.checkout(Source(repo_url=repository.url), commit)
+
+    assert caught.value.reason == Reason.DISK_LIMIT
+
+
+@pytest.mark.threat("C12")
+def test_a_server_that_never_answers_ends_with_the_time_limit(state: Path) -> None:
+    sources = SourceCache(
+        state / "state", protocols=LOCAL, run_as=unprivileged_user(), budget=Budget(seconds=1.5)
+    )
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/x.git"
+        began = time.monotonic()
+
+        with pytest.raises(StepError, match="time limit") as caught:
+            sources.resolve(Source(repo_url=url, branch="main"))
+
+    assert caught.value.reason == Reason.INTERNAL
+    assert time.monotonic() - began < 10
+
+
+def test_a_server_that_is_not_there_is_a_failure_of_the_network(sources: SourceCache) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    with pytest.raises(StepError) as caught:
+        sources.resolve(Source(repo_url=f"http://127.0.0.1:{port}/x.git", branch="main"))
+
+    assert caught.value.reason == Reason.INTERNAL
+
+
+@pytest.mark.threat("C06")
+def test_a_redirect_is_not_followed(sources: SourceCache) -> None:
+    elsewhere = {"Location": "/other/info/refs?service=git-upload-pack"}
+
+    with AWebServer(302, elsewhere) as server, pytest.raises(StepError) as caught:
+        sources.resolve(Source(repo_url=f"{server.url}/x.git", branch="main"))
+
+    assert caught.value.reason == Reason.BAD_CONFIG
+    assert all(path.startswith("/x.git/") for path, _ in server.seen)
+
+
+@pytest.mark.threat("C14")
+def test_a_login_goes_to_its_own_host_only_and_shows_nowhere(state: Path) -> None:
+    with AWebServer(401, {"WWW-Authenticate": 'Basic realm="x"'}) as server:
+        login = GitLogin(token="canary-token-1234")
+        for host, expected in ((server.host, True), ("127.0.0.1:1", False)):
+            server.seen.clear()
+            sources = SourceCache(
+                state / "state",
+                protocols=LOCAL,
+                run_as=unprivileged_user(),
+                credentials=Credentials(git={host: login}),
+            )
+            said: list[str] = []
+
+            with pytest.raises(StepError) as caught:
+                sources.resolve(Source(repo_url=f"{server.url}/x.git", branch="main"), said.append)
+
+            assert caught.value.reason == Reason.BAD_CONFIG
+            assert any(header.startswith("Basic ") for _, header in server.seen) is expected
+            assert "canary" not in caught.value.detail + "".join(said)
+    found = subprocess.run(["grep", "-r", "canary", str(state)], capture_output=True, text=True)
+    assert found.stdout == ""
+
+
+@pytest.mark.threat("C14")
+def test_a_login_does_not_travel_over_an_open_line(state: Path) -> None:
+    remote = check_url("http://example.test/x.git", LOCAL)
+    sources = SourceCache(
+        state / "state", credentials=Credentials(git={remote.host: GitLogin(token="canary-token-1234")})
+    )
+
+    with sources._git.access(remote) as extra:
+        assert "canary" not in str(extra)
+
+
+@pytest.mark.threat("C01")
+@pytest.mark.threat("C02")
+@pytest.mark.threat("C03")
+@pytest.mark.threat("C04")
+@pytest.mark.threat("C05")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ext::sh -c touch% /tmp/PWN",
+        "EXT::sh -c x",
+        " ext::sh -c x",
+        "ext://x",
+        "/srv/other.git",
+        "../other",
+        "C:\\x",
+        "git://host/x",
+        "HTTPS://host/x",
+        "ssh://-oProxyCommand=touch%20/tmp/PWN/x",
+        "ssh://host/-upload",
+        "ssh://-x@host/y",
+        "git@host:o/r",
+        "https://user:pass@host/x",
+        "https://user@host/x",
+        "https:///host/x",
+        "https://github.com@evil/x",
+        "https://host:99999/x",
+        "https://host/x%0d%0aHeader:",
+        "https://host/x%00",
+        "https://host/x y",
+        "https://host/é",
+        "https://[fe80::1%25eth0]/x",
+        "https://host",
+        "https://host/x?y",
+        "https://host/x#y",
+        "file://host/etc",
+        "file:///a/../etc",
+        "",
+    ],
+)
+def test_an_address_that_could_mean_something_else_never_reaches_git(url: str) -> None:
+    with pytest.raises(StepError) as caught:
+        check_url(url, frozenset({"https", "ssh", "file"}))
+
+    assert caught.value.reason == Reason.BAD_CONFIG
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("https://github.com/o/r.git", "github.com"),
+        ("https://Git.Example.test:8443/o/r", "git.example.test:8443"),
+        ("ssh://git@github.com/o/r.git", "github.com"),
+        ("file:///srv/a%20b.git", ""),
+    ],
+)
+def test_a_plain_address_is_read(url: str, host: str) -> None:
+    if url.startswith("file"):
+        url = url.replace("%20", "-")
+
+    assert check_url(url, LOCAL).host == host
+
+
+@pytest.mark.threat("C02")
+def test_a_local_repository_is_refused_unless_it_is_allowed(state: Path, repository: Repository) -> None:
+    sources = SourceCache(state / "state", run_as=unprivileged_user())
+
+    with pytest.raises(StepError) as caught:
+        sources.resolve(Source(repo_url=repository.url, branch="main"))
+
+    assert caught.value.reason == Reason.BAD_CONFIG
+
+
+def test_a_repository_that_is_not_there_is_the_users_mistake(sources: SourceCache, state: Path) -> None:
+    with pytest.raises(StepError) as caught:
+        sources.resolve(Source(repo_url=f"file://{state}/nothing", branch="main"))
+
+    assert caught.value.reason == Reason.BAD_CONFIG
+
+
+def test_a_killed_fetch_and_a_damaged_mirror_are_no_obstacle(
+    sources: SourceCache, repository: Repository, state: Path
+) -> None:
+    commit = repository.commit({"a": "1"})
+    source = Source(repo_url=repository.url, branch="main")
+    sources.resolve(source)
+    [mirror] = (state / "state/mirrors").iterdir()
+    (mirror / "packed-refs.lock").write_text("")
+    (mirror / "refs/heads/main.lock").write_text("")
+    for loose in mirror.glob("objects/??/*"):
+        loose.chmod(0o644)
+        loose.write_bytes(b"garbage")
+
+    checkout = sources.checkout(source, commit)
+
+    assert (checkout.path / "a").read_text() == "1"
+
+
+def test_only_the_default_branch_of_the_projects_own_repository_is_trusted(
+    sources: SourceCache, repository: Repository
+) -> None:
+    base = repository.commit({"a": "1"})
+    repository.git("checkout", "-q", "-b", "feature")
+    feature = repository.commit({"a": "2"})
+    repository.git("checkout", "-q", "main")
+    ours = Source(repo_url=repository.url, branch="main", default_branch="main", is_project_repository=True)
+
+    assert sources.is_trusted(ours, base)
+    assert not sources.is_trusted(ours, feature)
+    assert not sources.is_trusted(ours.model_copy(update={"branch": "feature"}), base)
+    assert not sources.is_trusted(ours.model_copy(update={"is_project_repository": False}), base)
+    assert not sources.is_trusted(ours.model_copy(update={"default_branch": ""}), base)
+    repository.git("merge", "-q", "feature")
+    assert sources.is_trusted(ours, feature)
+
+
+def test_pruning_drops_what_was_used_longest_ago_and_keeps_what_is_in_use(
+    state: Path, repository: Repository
+) -> None:
+    now = [1_000_000.0]
+    sources = SourceCache(state / "state", protocols=LOCAL, run_as=unprivileged_user(), clock=lambda: now[0])
+    source = Source(repo_url=repository.url)
+    checkouts = []
+    for number in range(4):
+        commit = repository.commit({"a": str(number)})
+        checkouts.append(sources.checkout(source, commit))
+        now[0] += 1_000
+
+    sources.prune({checkouts[0].name}, 0)
+
+    left = {path.name for path in (state / "state/checkouts").iterdir()}
+    assert left == {checkouts[0].name}
+    now[0] += 10_000
+    fresh = sources.checkout(source, checkouts[3].commit)
+    sources.prune(set(), 0)
+    assert {path.name for path in (state / "state/checkouts").iterdir()} == {fresh.name}
+
+
+def test_a_state_folder_that_git_cannot_enter_is_refused_with_the_remedy(state: Path) -> None:
+    closed = state / "closed"
+    closed.mkdir(mode=0o700)
+
+    with pytest.raises(BadSetup, match=f"chmod o\\+x {closed}"):
+        SourceCache(closed / "state", run_as=unprivileged_user())
+
+
+def test_a_checkout_holds_links_as_links(sources: SourceCache, repository: Repository) -> None:
+    (repository.path / "out").symlink_to("/etc")
+    repository.git("add", "out")
+    commit = repository.commit({"a": "1"})
+
+    checkout = sources.checkout(Source(repo_url=repository.url), commit)
+
+    assert (checkout.path / "out").readlink() == Path("/etc")
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(
+        ["git", "-c", f"safe.directory={folder}", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    ).stdout.strip()
+
+
+def _commit_name(body: str) -> str:
+    return hashlib.sha1(f"commit {len(body)}\0{body}".encode()).hexdigest()
+
+
+class AWebServer:
+    """Answers every request alike and remembers path and Authorization header."""
+
+    def __init__(self, status: int, headers: dict[str, str]) -> None:
+        self.seen: list[tuple[str, str]] = []
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.seen.append((self.path, self.headers.get("Authorization", "")))
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.host = f"127.0.0.1:{self.server.server_port}"
+        self.url = f"http://{self.host}"
+
+    def __enter__(self) -> "AWebServer":
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.thread.join(10)
+        self.server.server_close()
