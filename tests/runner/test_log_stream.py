@@ -198,6 +198,21 @@ def test_checkpoints_spare_reading_from_the_start(path, opened, tmp_path):
     assert drain(second) == b"line\n" * 20
 
 
+@pytest.mark.threat("G01")
+def test_a_secret_across_the_place_of_a_checkpoint_stays_masked_for_a_later_life(path, opened):
+    for shift in range(len(SECRET) + 1):
+        path.write_bytes(b"x" * (CHECKPOINT_BYTES - shift) + SECRET + SECRET + b"behind")
+        first = opened(SECRET)
+        size = len(drain(first))
+
+        second = opened(SECRET, identity=first.identity)
+        second.rewind(size - 6)
+
+        assert size == CHECKPOINT_BYTES - shift + len(b"***behind")
+        assert drain(second) == b"behind"
+        (path.parent / "checkpoints.json").unlink(missing_ok=True)
+
+
 def test_a_crash_after_the_held_back_end_was_sent_loses_nothing(path, opened):
     append(path, b"x" + SECRET[:6])
     first = opened(SECRET)
@@ -318,6 +333,16 @@ def test_a_log_that_is_not_the_one_it_was_is_not_read(path, opened, tmp_path, wh
     answer = b"[buildmill] the runner was restarted\n"
     assert stream.read() == Chunk(1000, LOST_LINE + answer)
     assert stream.total().sha256 is None
+
+
+@pytest.mark.threat("D04")
+def test_a_log_that_is_a_link_is_never_followed(path, opened):
+    path.unlink()
+    path.symlink_to("/etc/passwd")
+
+    stream = opened()
+
+    assert stream.read().data == LOST_LINE
 
 
 def test_notes_are_single_lines_on_a_line_of_their_own(path, opened):

@@ -135,6 +135,16 @@ def test_at_rest_means_that_a_fresh_masker_goes_on_alike():
     assert rests > 50
 
 
+def test_right_behind_a_secret_a_masker_is_not_at_rest():
+    masker = Masker([b"abcd"])
+    masker.feed(b"abcd")
+
+    assert masker.hold_back == 0
+    assert not masker.at_rest  # a fresh one would show a second replacement for what follows
+    assert masker.feed(b"abcd.") == b"."
+    assert masker.at_rest
+
+
 def test_without_secrets_the_bytes_pass_untouched():
     masker = Masker([])
     chunk = bytes(range(256)) * 4
