@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ class LocalBlobs:
         self._durable = durable
         self._incoming = root / "incoming"
         self._trusted: set[str] = set()
+        self._folders: set[str] = set()
         self._lock = threading.Lock()
         self._next_name = 0
         self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -50,6 +52,9 @@ class LocalBlobs:
 
         Both are those of the bytes that were kept, whatever happens to the file meanwhile.
         """
+        head = os.pread(fd, CHUNK_BYTES, 0)
+        if len(head) < CHUNK_BYTES:
+            return self._put_small(head, max_bytes)
         with self._part() as part:
             sha256, size = _clone(fd, part.fd, max_bytes) or _copy(fd, part.fd, max_bytes)
             self._keep(part, sha256)
@@ -70,7 +75,8 @@ class LocalBlobs:
         try:
             if sha256 not in self._trusted and not self._is_sound(path, sha256):
                 return None
-            os.utime(path)
+            # Only the time of access: hard links of the blob are files in steps' workspaces.
+            os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))
         except FileNotFoundError:
             with self._lock:
                 self._trusted.discard(sha256)
@@ -95,6 +101,16 @@ class LocalBlobs:
             blob.path.unlink(missing_ok=True)
             freed += blob.size
         return freed
+
+    def _put_small(self, content: bytes, max_bytes: int | None) -> tuple[str, int]:
+        """Most files are small, and known already: those cost no file of their own."""
+        _refuse_beyond(len(content), max_bytes)
+        sha256 = hashlib.sha256(content).hexdigest()
+        if self.path(sha256) is None:
+            with self._part() as part:
+                _write_at(part.fd, content, 0)
+                self._keep(part, sha256)
+        return sha256, len(content)
 
     def _place(self, sha256: str) -> Path:
         if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):
@@ -121,7 +137,7 @@ class LocalBlobs:
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                yield _Blob(entry.name, Path(entry.path), status.st_size, status.st_mtime)
+                yield _Blob(entry.name, Path(entry.path), status.st_size, status.st_atime)
 
     @contextmanager
     def _part(self) -> Iterator["_Part"]:
@@ -139,7 +155,9 @@ class LocalBlobs:
         place = self._place(sha256)
         if self.path(sha256) is not None:
             return  # these bytes are here already
-        place.parent.mkdir(mode=0o700, exist_ok=True)
+        if place.parent.name not in self._folders:
+            place.parent.mkdir(mode=0o700, exist_ok=True)
+            self._folders.add(place.parent.name)
         if self._durable:
             os.fsync(part.fd)
         part.path.rename(place)

@@ -75,16 +75,6 @@ class Checkpoint:
     masked: int
 
 
-def create_log(path: Path, *, mode: int = 0o600) -> Identity:
-    """Make the empty file before anything else writes into it; harmless when it stands already."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    try:
-        os.fchmod(fd, mode)
-        return _identity(os.fstat(fd))
-    finally:
-        os.close(fd)
-
-
 class LogStream:
     """Reads one log; a single thread reads, any thread may add notes.
 
