@@ -1,0 +1,219 @@
+"""How transactions run."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, select, text, update
+from sqlmodel import Session
+
+from coordinator.errors import Conflict, Invalid, Unavailable
+from coordinator.store.dialect import Database
+from coordinator.store.lanes import Lanes
+from coordinator.tables import Tenant, table_of
+from tests.factories import ON_POSTGRES, ON_SQLITE, together
+from tests.fakes import MORNING
+
+TENANTS = table_of(Tenant)
+TIME_LIMIT = 20.0
+
+
+def store(name: str) -> Callable[[Session], str]:
+    def action(tx: Session) -> str:
+        tx.connection().execute(insert(TENANTS), {"id": name, "account": name, "created_at": MORNING})
+        return name
+
+    return action
+
+
+def stored_in(database: Database) -> set[str]:
+    with database.reader.connect() as connection:
+        return set(connection.execute(select(TENANTS.c.id)).scalars())
+
+
+class Gate:
+    """An action that holds its lane until it is let go."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self, tx: Session) -> None:
+        self.reached.set()
+        assert self.opened.wait(TIME_LIMIT)
+
+    async def is_reached(self) -> None:
+        assert await asyncio.to_thread(self.reached.wait, TIME_LIMIT)
+
+
+async def as_one_group(lanes: Lanes, *actions: Callable[[Session], Any]) -> list[Any]:
+    """Hand in all actions while the lane is held, so that one writer finds them waiting together."""
+    gate = Gate()
+    held = asyncio.create_task(lanes.write(gate))
+    await gate.is_reached()
+    waiting = [asyncio.create_task(lanes.write(action)) for action in actions]
+    await asyncio.sleep(0)  # each task hands its action in and waits
+    gate.opened.set()
+    answers = await asyncio.gather(held, *waiting, return_exceptions=True)
+    return list(answers[1:])
+
+
+async def test_what_was_answered_is_committed(lanes: Lanes, database: Database) -> None:
+    for number in range(20):
+        name = await lanes.write(store(f"tenant-{number}"))
+
+        assert name in stored_in(database)
+
+
+@ON_SQLITE
+async def test_no_answer_is_given_before_the_commit_of_its_group(lanes: Lanes, database: Database) -> None:
+    first, last = Gate(), Gate()
+    held = asyncio.create_task(lanes.write(first))
+    await first.is_reached()
+    early = asyncio.create_task(lanes.write(store("early")))
+    late = asyncio.create_task(lanes.write(last))
+    await asyncio.sleep(0)
+    first.opened.set()
+
+    await last.is_reached()  # the action of `early` has run
+
+    assert not early.done()
+    assert "early" not in stored_in(database)
+    last.opened.set()
+    await asyncio.gather(held, early, late)
+    assert "early" in stored_in(database)
+
+
+async def test_a_failing_action_does_not_touch_its_neighbours(lanes: Lanes, database: Database) -> None:
+    def refuses(tx: Session) -> None:
+        store("refused")(tx)
+        raise Conflict("no")
+
+    answers = await as_one_group(lanes, store("one"), refuses, store("two"), store("one"), store("three"))
+
+    assert answers[0] == "one"
+    assert isinstance(answers[1], Conflict)
+    assert answers[2] == "two"
+    assert isinstance(answers[3], Exception)  # its key is taken
+    assert answers[4] == "three"
+    assert stored_in(database) == {"one", "two", "three"}
+
+
+async def test_an_unforeseen_error_reaches_its_own_caller_only(lanes: Lanes, database: Database) -> None:
+    def breaks(tx: Session) -> None:
+        raise ZeroDivisionError
+
+    answers = await as_one_group(lanes, store("one"), breaks, store("two"))
+
+    assert isinstance(answers[1], ZeroDivisionError)
+    assert stored_in(database) == {"one", "two"}
+
+
+@ON_SQLITE
+async def test_a_lost_transaction_refuses_its_whole_group(lanes: Lanes, database: Database) -> None:
+    def loses(tx: Session) -> None:
+        tx.connection().connection.cursor().execute("ROLLBACK")
+
+    answers = await as_one_group(lanes, store("one"), loses, store("two"))
+
+    assert [type(answer) for answer in answers] == [Unavailable] * 3
+    assert stored_in(database) == set()
+    assert await lanes.write(store("after")) == "after"
+    assert stored_in(database) == {"after"}
+
+
+@ON_POSTGRES
+async def test_an_action_that_lost_its_connection_is_refused_and_the_next_one_gets_a_fresh_one(
+    lanes: Lanes, database: Database
+) -> None:
+    def dies(tx: Session) -> None:
+        tx.connection().execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    for number in range(8):  # each lane may have met it
+        with pytest.raises(Unavailable):
+            await lanes.write(dies)
+        assert await lanes.write(store(f"after-{number}")) == f"after-{number}"
+
+
+async def test_two_that_wait_for_each_other_both_succeed_in_the_end(lanes: Lanes, database: Database) -> None:
+    await lanes.write(store("left"))
+    await lanes.write(store("right"))
+    meeting = threading.Barrier(2)
+
+    def touch(*names: str) -> Callable[[Session], None]:
+        is_first_try = True
+
+        def action(tx: Session) -> None:
+            nonlocal is_first_try
+            for name in names:
+                tx.connection().execute(update(TENANTS).where(TENANTS.c.id == name).values(account=name))
+                if is_first_try and not database.is_sqlite:
+                    is_first_try = False
+                    meeting.wait(TIME_LIMIT)
+
+        return action
+
+    answers = await asyncio.gather(
+        lanes.write(touch("left", "right")), lanes.write(touch("right", "left")), return_exceptions=True
+    )
+
+    assert answers == [None, None]
+
+
+def test_many_writers_lose_no_change(lanes: Lanes, database: Database) -> None:
+    lanes.write_and_wait(store("counted"))
+
+    def one_more(tx: Session) -> None:
+        tx.connection().execute(
+            update(TENANTS).where(TENANTS.c.id == "counted").values(account=TENANTS.c.account + "+")
+        )
+
+    def twenty_more() -> None:
+        for _ in range(20):
+            lanes.write_and_wait(one_more)
+
+    answers = together(*[twenty_more] * 8)
+
+    assert answers == [None] * 8
+    with database.reader.connect() as connection:
+        assert connection.execute(select(TENANTS.c.account)).scalar_one() == "counted" + "+" * 160
+
+
+@pytest.mark.threat("L04")
+async def test_text_that_no_database_can_hold_is_refused_or_stored_as_it_is(lanes: Lanes) -> None:
+    try:
+        await lanes.write(store("nul\0byte"))
+    except Invalid as error:
+        assert "stored" in str(error)
+
+
+async def test_closing_finishes_what_was_handed_in_and_takes_no_more(database: Database) -> None:
+    lanes = Lanes(database)
+    gate = Gate()
+    held = asyncio.create_task(lanes.write(gate))
+    await gate.is_reached()
+    waiting = [asyncio.create_task(lanes.write(store(f"tenant-{number}"))) for number in range(10)]
+    await asyncio.sleep(0)
+
+    closing = asyncio.create_task(asyncio.to_thread(lanes.close))
+    gate.opened.set()
+    await closing
+
+    await held
+    assert {await task for task in waiting} == stored_in(database)
+    with pytest.raises(Unavailable):
+        await lanes.write(store("late"))
+
+
+async def test_a_caller_that_has_gone_does_not_disturb_the_lane(lanes: Lanes, database: Database) -> None:
+    gate = Gate()
+    leaving = asyncio.create_task(lanes.write(gate))
+    await gate.is_reached()
+    leaving.cancel()
+    gate.opened.set()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+
+    assert await lanes.write(store("next")) == "next"
