@@ -10,12 +10,11 @@ from typing import Any
 from sqlalchemy import Engine, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, OperationalError
 from sqlmodel import Session
 
 SAFE_SQLITE = (3, 51, 3)  # older ones can lose committed data with several connections in WAL mode
 _RETRIABLE_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
-_BAD_TEXT_SQLSTATES = frozenset({"22021", "22P02", "22P05", "22003", "22001"})
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def may_be_retried(error: DBAPIError) -> bool:
 
 def is_bad_text(error: DBAPIError) -> bool:
     """True when the database could not store a value that every check before had let pass."""
-    return getattr(error.orig, "sqlstate", None) in _BAD_TEXT_SQLSTATES
+    return isinstance(error, DataError)
 
 
 def is_outage(error: DBAPIError) -> bool:
