@@ -200,7 +200,7 @@ def test_a_flipped_bit_in_a_manifest_is_seen(bench: Bench) -> None:
     bench.step({"a": "1"})
     [manifest] = (bench.state / "cache/keys").iterdir()
     content = manifest.read_bytes()
-    manifest.write_bytes(content.replace(b'"bytes"', b'"bytez"'))
+    manifest.write_bytes(content.replace(b'"entries": 1', b'"entries": 3'))
 
     assert bench.look() == {}
 
@@ -329,6 +329,23 @@ def test_a_squash_on_top_of_which_others_published_keeps_their_layers(overlay: B
 
     assert overlay.look() == {"a": "1", "b": "2", "c": "3"}
     assert len(overlay.store._read_generation(manifest.stem).layers) == 2  # type: ignore[union-attr]
+
+
+def test_a_squash_of_what_is_no_longer_the_latest_takes_no_effect(overlay: Bench) -> None:
+    overlay.step({"a": "1"})
+    late = overlay.open()
+    overlay.step({"b": "2"})
+    [manifest] = (overlay.state / "cache/keys").iterdir()
+    before = overlay.store._read_generation(manifest.stem)
+    assert before is not None
+    part = overlay.state / "cache/layers/.part-test"
+    size = overlay.store._layers.merge([overlay.state / "cache/layers" / name for name in before.names], part)
+    write_tree(late.path, {"c": "3"})
+    overlay.store.publish(late)
+
+    assert not overlay.store._replace_tail(manifest.stem, before, part, size)
+
+    assert overlay.look() == {"a": "1", "c": "3"}
 
 
 def test_a_renamed_folder_survives_a_squash(overlay: Bench) -> None:

@@ -12,12 +12,12 @@ import pytest
 
 from runner.credentials import Credentials, GitLogin
 from runner.errors import BadSetup, StepError
-from runner.git import Budget, check_url, unprivileged_user
-from runner.source import SourceCache
+from runner.git import Budget, Git, GitFailed, check_url, unprivileged_user
+from runner.source import SourceCache, _is_about_damage
 from shared.protocol import Source
 from shared.reasons import Reason
 from tests.runner.repositories import Repository
-from tests.runner.state_folder import a_state_folder
+from tests.runner.state_folder import a_state_folder, write_tree
 
 LOCAL = frozenset({"file", "http", "https", "ssh"})
 
@@ -315,13 +315,16 @@ def test_nothing_that_a_repository_brings_is_run(
     hook.chmod(0o755)
     repository.git("config", "filter.evil.smudge", f"touch {proof}; cat")
     repository.git("config", "uploadpack.packObjectsHook", f"touch {proof}; exec")
+    for folder in ("hooks", ".githooks"):
+        write_tree(repository.path, {f"{folder}/post-checkout": f"#!/bin/sh\ntouch {proof}\n"})
+        (repository.path / folder / "post-checkout").chmod(0o755)
+        repository.git("add", folder)
     commit = repository.commit(
         {
             "a": "1",
             ".gitattributes": "a filter=evil\nb filter=lfs\n",
             "b": "version https://git-lfs\n",
             ".lfsconfig": "[lfs]\n\turl = https://evil.test\n",
-            "hooks/post-checkout": f"#!/bin/sh\ntouch {proof}\n",
         }
     )
 
@@ -553,6 +556,60 @@ def test_a_killed_fetch_and_a_damaged_mirror_are_no_obstacle(
     checkout = sources.checkout(source, commit)
 
     assert (checkout.path / "a").read_text() == "1"
+
+
+def test_locks_that_a_killed_git_left_are_no_obstacle(
+    sources: SourceCache, repository: Repository, state: Path
+) -> None:
+    repository.commit({"a": "1"})
+    source = Source(repo_url=repository.url, branch="main")
+    sources.resolve(source)
+    [mirror] = (state / "state/mirrors").iterdir()
+    for lock in ("packed-refs.lock", "refs/heads/main.lock", "shallow.lock", "objects/pack/tmp_pack_x"):
+        (mirror / lock).write_text("")
+
+    commit = repository.commit({"a": "2"})
+
+    assert sources.resolve(source) == commit
+    assert not (mirror / "objects/pack/tmp_pack_x").exists()
+
+
+def test_what_looks_like_damage_in_a_servers_words_is_not_believed() -> None:
+    assert not _is_about_damage(GitFailed(1, "remote: object is corrupt\nfatal: the end"))
+    assert _is_about_damage(GitFailed(1, "remote: hello\nerror: object file x is corrupt"))
+
+
+@pytest.mark.threat("C14")
+def test_an_ssh_key_is_lent_to_git_alone_and_for_a_moment(state: Path) -> None:
+    key = state / "key"
+    key.write_text("secret")
+    key.chmod(0o600)
+    (state / "home").mkdir()
+    user = unprivileged_user()
+    git = Git(state / "home", user, Credentials(git={"git.example.test": GitLogin(ssh_key=key)}))
+
+    with git.access(check_url("ssh://git@git.example.test/x.git", LOCAL)) as extra:
+        [folder] = (state / "home").iterdir()
+        lent = folder / "key"
+        assert user is not None
+        assert (lent.stat().st_uid, stat.S_IMODE(lent.stat().st_mode)) == (user.uid, 0o600)
+        assert str(lent) in extra["GIT_SSH_COMMAND"]
+        assert "BatchMode=yes" in extra["GIT_SSH_COMMAND"]
+        assert "StrictHostKeyChecking=no" not in extra["GIT_SSH_COMMAND"]
+    with git.access(check_url("ssh://git@other.example.test/x.git", LOCAL)) as extra:
+        assert "-i " not in extra["GIT_SSH_COMMAND"]
+
+    assert list((state / "home").iterdir()) == []
+
+
+def test_git_gets_this_machines_proxy_and_certificates_and_nothing_else(state: Path) -> None:
+    environ = {"SSL_CERT_FILE": "/ca.pem", "https_proxy": "http://p:1", "GIT_DIR": "/x", "LD_PRELOAD": "/y"}
+
+    seen = Git(state, environ=environ)._environment()
+
+    assert seen["GIT_SSL_CAINFO"] == "/ca.pem"
+    assert seen["https_proxy"] == "http://p:1"
+    assert not seen.keys() & {"GIT_DIR", "LD_PRELOAD"}
 
 
 def test_only_the_default_branch_of_the_projects_own_repository_is_trusted(

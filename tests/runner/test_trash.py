@@ -1,4 +1,5 @@
 import os
+import resource
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,8 +70,13 @@ def test_a_tree_deeper_than_any_path_can_name_is_removed(state: Path) -> None:
         os.close(fd)
         fd = inner
     os.close(fd)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
 
-    remove_tree(top)
+    try:
+        remove_tree(top)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
     assert list(state.iterdir()) == []
 

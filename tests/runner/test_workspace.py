@@ -133,6 +133,7 @@ def test_steps_that_need_the_same_outputs_at_once_do_not_disturb_each_other(benc
 def test_the_later_step_wins_and_every_overwrite_is_said_in_one_line(bench: Bench) -> None:
     workspace = bench.build(
         [
+            bench.file("a", "x", "first of a"),
             bench.file("a", "x", "of a"),
             bench.file("a", "same", "equal"),
             bench.file("b", "x", "of b"),
