@@ -2,7 +2,10 @@
 
 import asyncio
 import contextlib
+import functools
+import json
 from collections.abc import AsyncIterator
+from importlib.metadata import PackageNotFoundError, version
 
 import structlog
 from starlette.applications import Starlette
@@ -17,6 +20,7 @@ from coordinator.api.build_server.routes import ENDPOINTS
 from coordinator.api.build_server.runner_routes import ENDPOINTS as RUNNER_ENDPOINTS
 from coordinator.api.endpoint import routes_of
 from coordinator.api.guards import CanonicalPath, SameOrigin, SecurityHeaders, TrustedHost
+from coordinator.api.openapi import specification
 from coordinator.api.plain import PLAIN_ENDPOINTS
 from coordinator.api.problems import refusal
 from coordinator.api.state import AppState
@@ -84,7 +88,18 @@ def _make_state(settings: Settings, lanes: Lanes, clock: Clock) -> AppState:
         default_tenant_id=tenant,
         started_at=now,
     )
-    return AppState(settings, lanes, site, Bell(), clock, load_credentials(settings.data))
+    specified = _specified(is_open=settings.auth == "open")
+    return AppState(settings, lanes, site, Bell(), clock, load_credentials(settings.data), specified)
+
+
+@functools.cache
+def _specified(*, is_open: bool) -> bytes:
+    try:
+        installed = version("buildmill")
+    except PackageNotFoundError:
+        installed = "unknown"  # run from a bare tree
+    document = specification(ALL_ENDPOINTS, installed, is_open=is_open)
+    return json.dumps(document, ensure_ascii=False).encode()
 
 
 def _add_guards(app: Starlette, settings: Settings) -> None:

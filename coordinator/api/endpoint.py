@@ -40,6 +40,7 @@ class Answer:
     description: str
     model: Any = None
     media_type: str = "application/json"
+    other_media_types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from sqlalchemy import text
 from sqlmodel import Session
 from starlette.responses import Response
 
+from coordinator.api import try_page
 from coordinator.api.build_server.operations import error, operation
 from coordinator.api.build_server.shapes import Health
 from coordinator.api.endpoint import Answer, Call, Endpoint, json_answer
@@ -11,6 +12,7 @@ from coordinator.errors import Unavailable
 from coordinator.rules.access import Audience, Policy
 
 _ANYONE = Policy(Audience.ANYONE, "health:read")
+_READER = Policy(Audience.ANYONE, "specification:read")
 
 
 async def healthz(_call: Call) -> Response:
@@ -27,6 +29,20 @@ async def readyz(call: Call) -> Response:
 
 def _ping(tx: Session) -> bool:
     return bool(tx.connection().execute(text("SELECT 1")).scalar_one() == 1)
+
+
+async def show_specification(call: Call) -> Response:
+    """What this coordinator accepts and answers, made once at the start."""
+    return Response(call.state.specification, media_type="application/json")
+
+
+async def show_try_page(_call: Call) -> Response:
+    """A page that reads the specification and sends what one fills in."""
+    return Response(
+        try_page.HTML,
+        media_type="text/html; charset=utf-8",
+        headers={"Content-Security-Policy": try_page.CONTENT_SECURITY_POLICY},
+    )
 
 
 PLAIN_ENDPOINTS: list[Endpoint] = [
@@ -48,5 +64,23 @@ PLAIN_ENDPOINTS: list[Endpoint] = [
         policy=_ANYONE,
         ok={200: Answer("They can", Health)},
         errors={503: error("The database does not answer")},
+    ),
+    operation(
+        "GET",
+        "/openapi.json",
+        show_specification,
+        "The specification of this API",
+        tag="Specification",
+        policy=_READER,
+        ok={200: Answer("An OpenAPI 3.1 document", dict)},
+    ),
+    operation(
+        "GET",
+        "/docs",
+        show_try_page,
+        "A page to try this API",
+        tag="Specification",
+        policy=_READER,
+        ok={200: Answer("The page", str, "text/html")},
     ),
 ]

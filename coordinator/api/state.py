@@ -27,3 +27,4 @@ class AppState:
     bell: Bell
     clock: Clock
     credentials: Credentials
+    specification: bytes = b"{}"

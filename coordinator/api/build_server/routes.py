@@ -425,7 +425,7 @@ ENDPOINTS: list[Endpoint] = [
         policy=_user("build:read"),
         query=shapes.LogQuery,
         ok={
-            200: Answer("The log", str, "text/plain"),
+            200: Answer("The log", str, "text/plain", ("text/event-stream",)),
             206: Answer("The range of bytes that was asked for", str, "text/plain"),
             304: Answer("Not changed"),
         },

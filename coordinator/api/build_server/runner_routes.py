@@ -27,7 +27,7 @@ from coordinator.actions.start_step import start_step as start_step_action
 from coordinator.actions.store_blob import expect_blob, find_input_blob, store_blob
 from coordinator.api import streams
 from coordinator.api.build_server.operations import RUNNER, error, operation
-from coordinator.api.build_server.shapes import STEP_STATUS, AppendQuery
+from coordinator.api.build_server.shapes import STEP_STATUS, AppendQuery, ReceivedOut
 from coordinator.api.endpoint import Answer, Call, Endpoint, json_answer
 from coordinator.bell import READY, log_topic
 from coordinator.errors import Invalid, NotFound, TooLarge
@@ -201,7 +201,7 @@ async def _receive(
 
 
 def _received(size: int) -> Response:
-    return Response(f'{{"received":{size}}}', status_code=308, media_type="application/json")
+    return json_answer(ReceivedOut(received=size), 308)
 
 
 def _content_length(call: Call) -> int:
@@ -383,7 +383,7 @@ ENDPOINTS: list[Endpoint] = [
         ok={
             200: Answer("It is there already", Ok),
             201: Answer("Stored", Ok),
-            308: Answer("So many bytes have arrived; send the rest"),
+            308: Answer("So many bytes have arrived; send the rest", ReceivedOut),
         },
         **{**_LEASED, "errors": {**_STALE, 422: error("The bytes have another digest")}},
     ),

@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 from coordinator.actions.show_build import BuildView
@@ -13,7 +13,11 @@ from shared.clock import to_wire
 from shared.states import BuildState, StepState
 from shared.workflow import MAX_STEPS, StepSpec
 
-Moment = Annotated[datetime, PlainSerializer(to_wire, return_type=str)]
+Moment = Annotated[
+    datetime,
+    PlainSerializer(to_wire, return_type=str),
+    WithJsonSchema({"type": "string", "format": "date-time"}, mode="serialization"),
+]
 
 BUILD_STATUS = {
     BuildState.CREATED: "PENDING",
@@ -225,6 +229,10 @@ class RunnerOut(Shape):
     disk_free: Annotated[int, Field(description="Bytes free on the runner's disk")]
     created_at: Moment
     last_seen_at: Moment | None = None
+
+
+class ReceivedOut(Shape):
+    received: Annotated[int, Field(description="How many bytes of the blob have arrived")]
 
 
 class Health(Shape):
