@@ -24,7 +24,7 @@ class StateLock:
 
     def __init__(self, state: Path) -> None:
         try:
-            state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            state.mkdir(mode=0o711, parents=True, exist_ok=True)  # git, as another user, passes through
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             self._fd = os.open(state / "lock", flags, 0o600)
         except OSError as error:

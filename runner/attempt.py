@@ -1,0 +1,56 @@
+"""One attempt in this runner's hands: its proof, how far it is, and what it has been told."""
+
+import threading
+from dataclasses import dataclass, field
+
+from runner.client import Proof
+from shared.protocol import Action, AttemptReport, Order, Phase
+
+
+@dataclass
+class Attempt:
+    """Shared by the thread that works on it and the one that hears the coordinator."""
+
+    proof: Proof
+    phase: Phase = Phase.PULLING
+    log_size: int = 0
+    cancel_reason: str = ""
+    grace_s: int = 10
+    told: threading.Event = field(default_factory=threading.Event)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    abandoned: threading.Event = field(default_factory=threading.Event)
+    shutdown: threading.Event = field(default_factory=threading.Event)
+
+    def report(self) -> AttemptReport:
+        return AttemptReport(
+            step_id=self.proof.step_id,
+            attempt=self.proof.attempt,
+            lease=self.proof.lease,
+            phase=self.phase,
+            log_size=self.log_size,
+        )
+
+    def obey(self, order: Order) -> None:
+        """Take an order; what was ordered is never taken back."""
+        if order.action is Action.CANCEL:
+            self.cancel(order.reason or "cancelled", order.grace_s)
+        elif order.action is Action.ABANDON:
+            self.abandon()
+
+    def cancel(self, reason: str, grace_s: int = 10) -> None:
+        if not self.cancelled.is_set():
+            self.cancel_reason, self.grace_s = reason, grace_s
+            self.cancelled.set()
+            self.told.set()
+
+    def abandon(self) -> None:
+        self.abandoned.set()
+        self.told.set()
+
+    def shut_down(self) -> None:
+        self.shutdown.set()
+        self.told.set()
+
+    @property
+    def must_stop(self) -> bool:
+        return self.told.is_set()

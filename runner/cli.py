@@ -1,0 +1,181 @@
+"""`buildmill runner`: flags and signals, and the parts put together."""
+
+import os
+import platform
+import secrets
+import signal
+import socket
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import click
+import structlog
+from pydantic import ValidationError
+
+from runner.agent import Agent
+from runner.blobs import LocalBlobs
+from runner.cache import CacheStore
+from runner.client import Client
+from runner.credentials import load_credentials
+from runner.errors import BadSetup, Refused, Unreachable
+from runner.executor.base import Executor
+from runner.git import unprivileged_user
+from runner.janitor import Janitor
+from runner.layers import choose_layers
+from runner.means import Means
+from runner.settings import Settings
+from runner.source import SourceCache
+from runner.state_dir import Identity, StateLock, load_identity, save_identity
+from runner.trash import Trash
+from runner.workspace import Workspaces
+from shared.protocol import Registration
+
+log = structlog.get_logger()
+
+
+@click.command()
+@click.option("--coordinator", help="Address of the coordinator (default http://127.0.0.1:3000).")
+@click.option("--state", type=click.Path(path_type=Path), help="Folder of workspaces, caches and journals.")
+@click.option("--slots", type=click.IntRange(1, 64), help="How many steps run at once (default 2).")
+@click.option("--name", help="Name of the runner; the machine's by default.")
+@click.option("--token-file", type=click.Path(path_type=Path), help="File with the registration token.")
+@click.option("--labels", help="Labels of the runner, separated by commas.")
+@click.option("--executor", type=click.Choice(["docker", "process"]), help="How steps run (default docker).")
+@click.option("--credentials", type=click.Path(path_type=Path), help="Logins of git hosts and registries.")
+@click.option("--host-trust/--no-host-trust", default=None, help="Pass CA bundle and proxy into containers.")
+@click.option("--once", is_flag=True, help="End when there is nothing left to do.")
+def runner(once: bool, **options: Any) -> None:
+    """Take steps from a coordinator and run them on this machine."""
+    try:
+        settings = Settings(**{name: value for name, value in options.items() if value is not None})
+    except ValidationError as error:
+        said = "; ".join(f"{item['loc'][0]}: {item['msg']}" for item in error.errors())
+        raise click.ClickException(f"settings: {said}") from error
+    try:
+        with StateLock(settings.state.absolute()):
+            agent = make_agent(settings, once=once)
+            obey_signals(agent)
+            agent.run()
+    except BadSetup as error:
+        raise click.ClickException(str(error)) from error
+
+
+def make_agent(settings: Settings, *, once: bool = False) -> Agent:
+    """Put the runner together, registering it if this state folder has no identity yet."""
+    state = settings.state.absolute()
+    identity = load_identity(state) or _register(settings, state)
+    client = Client(settings.coordinator, identity.secret)
+    credentials = load_credentials(settings.credentials)
+    layers, sentence = choose_layers(state)
+    click.echo(f"runner: {identity.runner_id}  coordinator: {settings.coordinator}  {sentence}")
+    trash = Trash(state)
+    means = Means(
+        runner_id=identity.runner_id,
+        client=client,
+        executor=_open_executor(settings, identity, state),
+        sources=SourceCache(
+            state,
+            protocols=settings.allowed_git_protocols,
+            run_as=unprivileged_user(),
+            credentials=credentials,
+            environ=os.environ,
+            trash=trash,
+        ),
+        workspaces=Workspaces(state, layers, trash),
+        caches=CacheStore(state, layers, trash, max_bytes=settings.cache_bytes),
+        blobs=LocalBlobs(state / "blobs", max_bytes=settings.blob_bytes),
+        trash=trash,
+        secrets=tuple(secret.encode() for secret in credentials.secrets()),
+    )
+    return Agent(
+        means,
+        state,
+        slots=settings.slots,
+        labels=settings.label_list,
+        platform=f"{platform.system()}-{platform.machine()}".lower(),
+        version=_version(),
+        once=once,
+        janitor=Janitor(means, state, source_bytes=settings.source_bytes),
+    )
+
+
+def _open_executor(settings: Settings, identity: Identity, state: Path) -> Executor:
+    if settings.executor == "process":
+        from runner.executor.process import ProcessExecutor
+
+        click.echo("the process executor isolates nothing: steps run as this user on this machine")
+        return ProcessExecutor(runner=identity.runner_id, state=state, environ=os.environ)
+    from runner.executor.docker import Limits, open_docker
+
+    executor = open_docker(
+        runner=identity.runner_id,
+        state=state,
+        environ=os.environ,
+        limits=Limits(cpus=settings.step_cpus, memory_mb=settings.step_memory_mb, pids=settings.step_pids),
+        host_trust=settings.host_trust,
+        refuse_private=settings.refuse_private,
+        holders_ahead=settings.holders_ahead,
+    )
+    for note in executor.notes:
+        click.echo(note)
+    return executor
+
+
+def _register(settings: Settings, state: Path) -> Identity:
+    said = Registration(
+        name=settings.name or f"{socket.gethostname()[:60]}-{secrets.token_hex(3)}",
+        labels=settings.label_list,
+        platform=f"{platform.system()}-{platform.machine()}".lower(),
+        version=_version(),
+    )
+    client = Client(settings.coordinator)
+    try:
+        answer = client.register(said, _read_token(settings.token_file))
+    except Unreachable as error:
+        raise BadSetup(f"the coordinator at {settings.coordinator} does not register: {error}") from error
+    except Refused as error:
+        raise BadSetup(f"the coordinator refuses to register this runner: {error}") from error
+    finally:
+        client.close()
+    identity = Identity(answer.runner_id, answer.runner_secret, settings.coordinator)
+    save_identity(state, identity)
+    return identity
+
+
+def _read_token(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadSetup(f"the token file {path} cannot be read: {error}") from error
+
+
+def _version() -> str:
+    try:
+        return version("buildmill")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def obey_signals(agent: Agent) -> None:
+    """TERM or INT once drains, twice stops what runs; USR2 leaves at once, for the next process."""
+    heard = 0
+
+    def stop(_number: int, _frame: object) -> None:
+        nonlocal heard
+        heard += 1
+        if heard == 1:
+            agent.drain()
+        else:
+            agent.shut_down()
+
+    def hand_over(_number: int, _frame: object) -> None:
+        sys.stdout.flush()
+        os._exit(0)  # everything the next process needs is in the journals
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGUSR2, hand_over)

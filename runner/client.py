@@ -1,0 +1,261 @@
+"""The only file with HTTP: one method per endpoint, an answer or an error of ours, no retries."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from runner.errors import LeaseLost, LogLimit, LogRewind, Refused, Unreachable
+from shared import paths
+from shared.protocol import (
+    Acquire,
+    Claims,
+    Completed,
+    Completion,
+    Heartbeat,
+    LogAccepted,
+    Orders,
+    Registered,
+    Registration,
+    Release,
+    Resume,
+    SourceBound,
+    SourceResolved,
+    Start,
+    StartAnswer,
+)
+
+M = TypeVar("M", bound=BaseModel)
+
+CHUNK = 1024 * 1024
+MAX_RETRY_AFTER_S = 600.0
+_TRANSIENT = frozenset({408, 425, 429})
+_UNWELCOME = frozenset({401, 403})
+UNWELCOME_RETRY_S = 300.0
+_STALE_CODES = frozenset({"stale_attempt", "abandoned", "released", "conflict"})
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What every write about an attempt carries."""
+
+    step_id: str
+    attempt: int
+    lease: str
+
+    def headers(self) -> dict[str, str]:
+        return {paths.ATTEMPT_HEADER: str(self.attempt), paths.LEASE_HEADER: self.lease}
+
+
+class Client:
+    """Speaks for one runner. Any number of threads may use it."""
+
+    def __init__(
+        self, coordinator: str, secret: str = "", *, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        self._http = httpx.Client(
+            base_url=coordinator,
+            headers={"Authorization": f"Bearer {secret}"} if secret else {},
+            timeout=httpx.Timeout(30.0, connect=5.0, write=60.0),
+            limits=httpx.Limits(max_connections=64, max_keepalive_connections=32),
+            follow_redirects=False,
+            trust_env=False,
+            transport=transport,
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def register(self, said: Registration, token: str) -> Registered:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return self._post(paths.REGISTER, said, Registered, headers=headers)
+
+    def acquire(self, said: Acquire) -> Claims:
+        answer = self._send(
+            "POST", paths.ACQUIRE, content=_body(said), headers=_JSON, timeout=float(said.wait) + 15.0
+        )
+        return Claims(claims=[]) if answer.status_code == 204 else _read(answer, Claims)
+
+    def heartbeat(self, said: Heartbeat) -> Orders:
+        return self._post(paths.HEARTBEAT, said, Orders)
+
+    def resume(self, said: Resume) -> Orders:
+        return self._post(paths.RESUME, said, Orders)
+
+    def bye(self) -> None:
+        self._send("POST", paths.BYE)
+
+    def start(self, proof: Proof, said: Start) -> StartAnswer:
+        return self._post(paths.START, said, StartAnswer, proof=proof)
+
+    def bind_source(self, proof: Proof, commit: str) -> str:
+        said = SourceResolved(commit=commit)
+        return self._post(paths.SOURCE, said, SourceBound, proof=proof).commit
+
+    def append_log(self, proof: Proof, offset: int, data: bytes) -> LogAccepted:
+        answer = self._send(
+            "POST",
+            paths.LOG.format(step_id=proof.step_id),
+            params={"offset": offset},
+            content=data,
+            headers={**proof.headers(), "Content-Type": "application/octet-stream"},
+        )
+        return _read(answer, LogAccepted)
+
+    def has_blob(self, proof: Proof, sha256: str) -> bool:
+        answer = self._send("HEAD", _blob(proof, sha256), headers=proof.headers(), accept={404})
+        return answer.status_code == 200
+
+    def put_blob(self, proof: Proof, sha256: str, path: Path, size: int) -> None:
+        """Send a file whole or, when it is large, in parts that go on where the last one ended."""
+        if size <= paths.BLOB_PART_BYTES:
+            self._put(proof, sha256, path, 0, size, size)
+            return
+        offset, tries = 0, 0
+        while offset < size:
+            end = min(size, offset + paths.BLOB_PART_BYTES)
+            received = self._put(proof, sha256, path, offset, end, size)
+            if received is None:
+                return
+            tries = 0 if received > offset else tries + 1
+            if tries > 3:
+                raise Unreachable(f"the upload of {sha256} does not get beyond {received} bytes")
+            offset = received
+
+    def _put(self, proof: Proof, sha256: str, path: Path, start: int, end: int, size: int) -> int | None:
+        headers = {**proof.headers(), "Content-Length": str(end - start)}
+        if (start, end) != (0, size):
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        answer = self._send(
+            "PUT",
+            _blob(proof, sha256),
+            content=_read_part(path, start, end),
+            headers=headers,
+            accept={308},
+        )
+        if answer.status_code != 308:
+            return None
+        received = _json(answer).get("received")
+        if not isinstance(received, int) or not 0 <= received <= size:
+            raise Unreachable("the coordinator does not say how much has arrived")
+        return received
+
+    def get_blob(self, proof: Proof, sha256: str, write: Callable[[bytes], None]) -> None:
+        """Hand the bytes of an input to `write`, piece by piece."""
+        try:
+            with self._http.stream("GET", _blob(proof, sha256), headers=proof.headers()) as answer:
+                if answer.status_code != 200:
+                    answer.read()
+                    raise _error(answer)
+                for chunk in answer.iter_bytes(CHUNK):
+                    write(chunk)
+        except httpx.HTTPError as error:
+            raise Unreachable(f"GET blob: {error or type(error).__name__}") from error
+
+    def complete(self, proof: Proof, said: Completion) -> Completed:
+        return self._post(paths.COMPLETE, said, Completed, proof=proof)
+
+    def release(self, proof: Proof, reason: str) -> None:
+        self._send(
+            "POST",
+            paths.RELEASE.format(step_id=proof.step_id),
+            content=_body(Release(reason=reason[:200])),
+            headers={**_JSON, **proof.headers()},
+        )
+
+    def _post(
+        self,
+        path: str,
+        said: BaseModel,
+        model: type[M],
+        *,
+        proof: Proof | None = None,
+        headers: Mapping[str, str] = {},
+    ) -> M:
+        if proof is not None:
+            path = path.format(step_id=proof.step_id)
+            headers = {**headers, **proof.headers()}
+        return _read(self._send("POST", path, content=_body(said), headers={**_JSON, **headers}), model)
+
+    def _send(
+        self, method: str, path: str, *, accept: frozenset[int] | set[int] = frozenset(), **more: Any
+    ) -> httpx.Response:
+        try:
+            answer = self._http.request(method, path, **more)
+        except httpx.HTTPError as error:
+            raise Unreachable(f"{method} {path}: {error or type(error).__name__}") from error
+        if answer.is_success or answer.status_code in accept:
+            return answer
+        raise _error(answer)
+
+
+_JSON = {"Content-Type": "application/json"}
+
+
+def _blob(proof: Proof, sha256: str) -> str:
+    return paths.BLOB.format(step_id=proof.step_id, sha256=sha256)
+
+
+def _body(said: BaseModel) -> bytes:
+    return said.model_dump_json(by_alias=True, exclude_none=True).encode()
+
+
+def _read_part(path: Path, start: int, end: int) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        file.seek(start)
+        left = end - start
+        while left > 0 and (data := file.read(min(CHUNK, left))):
+            left -= len(data)
+            yield data
+
+
+def _read(answer: httpx.Response, model: type[M]) -> M:
+    try:
+        return model.model_validate_json(answer.content)
+    except ValidationError as error:
+        raise Unreachable(f"{answer.request.url.path} answered what cannot be read") from error
+
+
+def _json(answer: httpx.Response) -> dict[str, Any]:
+    try:
+        said = json.loads(answer.content)
+    except ValueError as error:
+        raise Unreachable(f"{answer.request.url.path} answered {answer.status_code} without JSON") from error
+    return said if isinstance(said, dict) else {}
+
+
+def _error(answer: httpx.Response) -> Exception:
+    """What an answer that is no success means for the caller: the one place where that is decided.
+
+    A body that is not ours comes from something in between, whatever its status: try again.
+    """
+    status = answer.status_code
+    what = f"{answer.request.method} {answer.request.url.path} answered {status}"
+    if status >= 500 or status in _TRANSIENT:
+        return Unreachable(what, retry_after_s=_retry_after(answer))
+    if answer.request.method == "HEAD":
+        return LeaseLost(what) if status in (404, 409, 410) else Unreachable(what)
+    try:
+        said = _json(answer)
+    except Unreachable as error:
+        return error
+    code, sentence = str(said.get("code", "")), str(said.get("error", ""))
+    size = said.get("size")
+    if status in _UNWELCOME:
+        return Unreachable(f"{what}: {sentence}", retry_after_s=UNWELCOME_RETRY_S)
+    if isinstance(size, int) and code in ("log_incomplete", "log_conflict", "log_gap"):
+        return LogRewind(size)
+    if status == 413 and "limit" in said:
+        return LogLimit(int(said["limit"]), size if isinstance(size, int) else 0)
+    if status in (404, 410) or (status == 409 and code in _STALE_CODES):
+        return LeaseLost(f"{what}: {sentence}")
+    return Refused(f"{what}: {sentence}", status=status, code=code)
+
+
+def _retry_after(answer: httpx.Response) -> float | None:
+    said = answer.headers.get("retry-after", "")
+    return min(float(said), MAX_RETRY_AFTER_S) if said.isdigit() and len(said) < 6 else None

@@ -1,0 +1,103 @@
+"""Brings an attempt's log to the coordinator, in order, however often it goes away."""
+
+import threading
+
+import structlog
+
+from runner.attempt import Attempt
+from runner.client import Client
+from runner.errors import LeaseLost, LogLimit, LogRewind, Refused
+from runner.insistence import GaveUp, insist
+from runner.log_stream import LogStream
+from shared.paths import MAX_APPEND_BYTES
+from shared.protocol import Action, LogAccepted
+
+log = structlog.get_logger()
+
+PAUSE_S = 0.25
+WAIT_S = 1.0
+
+
+class LogDelivery:
+    """One thread per attempt; whatever is in the log file gets there, or the attempt is given up."""
+
+    def __init__(self, client: Client, attempt: Attempt, stream: LogStream) -> None:
+        self._client = client
+        self._attempt = attempt
+        self._stream = stream
+        self._finishing = threading.Event()
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self.is_truncated = False
+        self.failure: Exception | None = None
+        self._thread = threading.Thread(target=self._run, name="log-delivery", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Nobody writes any more: deliver the rest and wait until it is there."""
+        self._stream.finish()
+        self._finishing.set()
+        while self._thread.is_alive():
+            self._thread.join(0.5)
+        if self.failure is not None:
+            raise self.failure
+
+    def rewind(self, size: int) -> None:
+        """The coordinator says it holds `size` bytes: send what follows, again if need be."""
+        self._stream.rewind(size)
+        while not self._stream.is_at_end:
+            if not self._send_next():
+                break
+
+    def stop(self) -> None:
+        """Leave it as it is: the attempt is given up, or this process ends."""
+        self._stopping.set()
+        self._thread.join(5)
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                if self._stream.is_at_end and self._finishing.is_set():
+                    return
+                if not self._finishing.is_set():
+                    self._stream.wait(WAIT_S if not self._finishing.is_set() else 0)
+                    self._gather()
+                if not self._send_next() and self._finishing.is_set() and self._stream.is_at_end:
+                    return
+        except (LeaseLost, GaveUp, Refused) as error:
+            self.failure = error
+        except Exception as error:
+            log.exception("log_delivery_failed", step=self._attempt.proof.step_id)
+            self.failure = error
+
+    def _gather(self) -> None:
+        """A moment's wait makes one request of many lines; nobody waits longer than that for a line."""
+        self._finishing.wait(PAUSE_S)
+
+    def _send_next(self) -> bool:
+        with self._lock:
+            chunk = self._stream.read(MAX_APPEND_BYTES)
+            if chunk is None:
+                return False
+            try:
+                self._send(chunk.offset, chunk.data)
+            except LogRewind as order:
+                self._stream.rewind(order.size)
+            except LogLimit as order:
+                self.is_truncated = True
+                self._stream.stop(min(order.limit, chunk.offset + len(chunk.data)))
+            return True
+
+    def _send(self, offset: int, data: bytes) -> None:
+        answer: LogAccepted = insist(
+            lambda: self._client.append_log(self._attempt.proof, offset, data),
+            given_up=self._attempt.abandoned,
+            stopping=self._attempt.shutdown,
+        )
+        self._attempt.log_size = answer.size
+        if answer.action is Action.CANCEL:
+            self._attempt.cancel("cancelled")
+        if answer.size < offset + len(data):
+            raise LogRewind(answer.size)

@@ -1,0 +1,556 @@
+"""The recipe of one step, from its claim to its acknowledged completion.
+
+Each phase writes its journal before it has an effect, and each effect is harmless twice: a runner that
+was killed anywhere starts the recipe again and goes on where it was.
+"""
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+
+from runner.artifacts import Collected, collect
+from runner.attempt import Attempt
+from runner.cache import OpenCache
+from runner.deadline import Deadline
+from runner.delivery import LogDelivery
+from runner.errors import EngineUnavailable, LeaseLost, LogRewind, Refused, StepError
+from runner.executor.base import Bind, Ended, Job
+from runner.insistence import GaveUp, insist
+from runner.journal import Journal, JournalPhase
+from runner.log_stream import Level, LogStream
+from runner.mask import Masker, needles_for
+from runner.means import Means
+from shared.clock import to_wire, utc_now
+from shared.protocol import ArtifactEntry, Claim, Completion, InputFile, Phase, Source, Start
+from shared.reasons import Reason
+
+T = TypeVar("T")
+log = structlog.get_logger()
+
+UPLOADS_AT_ONCE = 4
+LOOK_S = 0.5
+ENGINE_PATIENCE_S = 600.0
+ENGINE_PAUSE_S = 1.0
+MOST_REPAIRS = 20
+
+
+class StepRun:
+    """One attempt, in one thread."""
+
+    def __init__(self, means: Means, journal: Journal, attempt: Attempt) -> None:
+        self._means = means
+        self._journal = journal
+        self._attempt = attempt
+        self._claim = Claim.model_validate(journal.claim)
+        self._folder = journal.folder
+        self._commit = str(journal.data.get("commit", ""))
+        self._caches: list[OpenCache] = []
+        self._stream: LogStream | None = None
+        self._delivery: LogDelivery | None = None
+
+    def run(self) -> None:
+        """Work until the completion is acknowledged, the lease is lost, or this process ends."""
+        try:
+            self._open_log()
+            if self._journal.phase.is_before(JournalPhase.COMPLETING):
+                self._journal.advance(JournalPhase.COMPLETING, completion=_dump(self._make_outcome()))
+            self._complete()
+            self._clean_up()
+        except LeaseLost as error:
+            log.warning("attempt_given_up", step=self._claim.step_id, cause=str(error))
+            self._kill_and_clean_up()
+        except GaveUp:
+            log.info("attempt_left_for_later", step=self._claim.step_id, phase=str(self._journal.phase))
+        finally:
+            if self._delivery is not None:
+                self._delivery.stop()
+            if self._stream is not None:
+                self._stream.close()
+
+    # --- the outcome: everything up to what will be told --------------------------------------------
+
+    def _make_outcome(self) -> Completion:
+        try:
+            ended = self._run_script()
+            return self._gather_outputs(ended)
+        except StepError as error:
+            self._note(f"{error.reason}: {error.detail}", "ERROR")
+            self._discard_caches()
+            return Completion(
+                status="failed",
+                reason=error.reason,
+                detail=error.detail[:4000],
+                infra=error.reason.is_infrastructure,
+                exit_code=self._journal.data.get("code"),
+            )
+        except (LeaseLost, GaveUp):
+            raise
+        except Exception as error:
+            log.exception("step_run_failed", step=self._claim.step_id)
+            self._note(f"internal: {type(error).__name__}: {error}", "ERROR")
+            self._discard_caches()
+            return Completion(status="failed", reason=Reason.INTERNAL, detail=str(error)[:4000], infra=True)
+
+    def _run_script(self) -> Ended:
+        if not self._journal.phase.is_before(JournalPhase.EXITED):
+            return _read_ended(self._journal.data["ended"])
+        job = self._prepare()
+        if self._journal.phase.is_before(JournalPhase.RUNNING):
+            stopped = self._start_allowed(job)
+            if stopped is not None:
+                return stopped
+        ended = self._watch(job)
+        if ended.rc is None and ended.detail:
+            self._note(ended.detail, "ERROR")
+        self._journal.advance(JournalPhase.EXITED, ended=_write_ended(ended), code=_exit_code(ended))
+        return ended
+
+    # --- before the script --------------------------------------------------------------------------
+
+    def _prepare(self) -> Job:
+        claim = self._claim
+        is_fresh = self._journal.phase.is_before(JournalPhase.CREATING)
+        digest = str(self._journal.data.get("image_digest", ""))
+        if is_fresh:
+            self._set_phase(Phase.PULLING)
+            digest = self._means.executor.pull(
+                claim.image,
+                deadline_s=float(claim.limits.pull_timeout_s),
+                progress=self._note,
+            )
+            self._stop_if_told()
+        checkout = self._check_out(claim.source) if claim.source else None
+        self._stop_if_told()
+        self._set_phase(Phase.RESTORING)
+        self._open_caches()
+        workspace = self._means.workspaces.build(
+            self._folder,
+            checkout=checkout,
+            inputs=claim.inputs,
+            fetch=self._fetch,
+            note=lambda line: self._note(line, "WARN"),
+        )
+        self._write_script()
+        self._stop_if_told()
+        if is_fresh:
+            self._journal.advance(
+                JournalPhase.CREATING,
+                image_digest=digest,
+                commit=self._commit,
+                nonce=secrets.token_hex(8),
+            )
+        return self._job(workspace.path)
+
+    def _job(self, workspace: Path) -> Job:
+        claim, limits = self._claim, self._claim.limits
+        env = {**claim.env, "BUILDMILL_NONCE": str(self._journal.data.get("nonce", ""))}
+        if self._commit:
+            env["BUILDMILL_COMMIT"] = self._commit
+        return Job(
+            runner=self._means.runner_id,
+            step_id=claim.step_id,
+            attempt=claim.attempt,
+            build_id=claim.build_id,
+            image=claim.image,
+            attempt_dir=self._folder,
+            workspace=workspace,
+            binds=tuple(
+                Bind(cache.path, _inside(mount.path))
+                for cache, mount in zip(self._caches, claim.mounts, strict=True)
+            ),
+            env=env,
+            network=claim.network,
+            user=claim.user,
+            cpus=limits.cpus,
+            memory_mb=limits.memory_mb,
+            pids=limits.pids,
+        )
+
+    def _check_out(self, source: Source) -> Path:
+        self._set_phase(Phase.CHECKOUT)
+        sources = self._means.sources
+        if not self._commit:
+            found = sources.resolve(source, self._note)
+            self._commit = insist(
+                lambda: self._means.client.bind_source(self._attempt.proof, found),
+                given_up=self._attempt.abandoned,
+                stopping=self._attempt.shutdown,
+            )
+            self._note(f"checking out {self._commit}")
+        self._stop_if_told()
+        self._journal.record(commit=self._commit)
+        return sources.checkout(source, self._commit, self._note).path
+
+    def _open_caches(self) -> None:
+        source, trust = self._claim.source, "other"
+        if self._claim.mounts and source and self._commit:
+            trust = self._journal.data.get("trust") or (
+                "default" if self._means.sources.is_trusted(source, self._commit) else "other"
+            )
+            self._journal.record(trust=trust)
+        mounts = [mount.model_copy(update={"trust": trust}) for mount in self._claim.mounts]
+        self._caches = [
+            self._means.caches.open(self._folder, index, mount) for index, mount in enumerate(mounts)
+        ]
+        if self._journal.phase.is_before(JournalPhase.CREATING):
+            for cache, mount in zip(self._caches, mounts, strict=True):
+                state = "restored" if cache.is_warm else "empty"
+                self._note(f"cache {mount.path}: {state} ({mount.trust} branch)")
+
+    def _write_script(self) -> None:
+        path = self._folder / "script.sh"
+        if path.exists():
+            return
+        temporary = self._folder / "script.sh.part"
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(self._claim.script.encode())
+        temporary.chmod(0o444)
+        temporary.rename(path)
+
+    def _fetch(self, sha256: str) -> Path:
+        """The local file of an input, downloaded when another runner has made it."""
+        blobs = self._means.blobs
+        found = blobs.path(sha256)
+        if found is None:
+            size = self._size_of_input(sha256)
+
+            def download() -> None:
+                with blobs.writer(sha256, size) as writer:
+                    self._means.client.get_blob(self._attempt.proof, sha256, writer.write)
+
+            insist(download, given_up=self._attempt.abandoned, stopping=self._attempt.shutdown)
+            found = blobs.path(sha256)
+        if found is None:
+            raise StepError(Reason.INTERNAL, f"the input {sha256} was removed right after it had arrived")
+        return found
+
+    def _size_of_input(self, sha256: str) -> int:
+        wanted: list[InputFile] = [entry for entry in self._claim.inputs if entry.sha256 == sha256]
+        return wanted[0].size
+
+    # --- the script ---------------------------------------------------------------------------------
+
+    def _start_allowed(self, job: Job) -> Ended | None:
+        """Create, ask, start. An answer other than `go` ends the attempt before any of its script ran."""
+        created = self._with_engine(lambda: self._means.executor.create(job))
+        digest = str(self._journal.data.get("image_digest", "")) or created.image_digest
+        answer = insist(
+            lambda: self._means.client.start(
+                self._attempt.proof, Start(container=created.container, image_digest=digest[:512])
+            ),
+            given_up=self._attempt.abandoned,
+            stopping=self._attempt.shutdown,
+        )
+        if answer.action == "cancel":
+            self._attempt.cancel("cancelled", answer.grace_s)
+        if self._attempt.cancelled.is_set():
+            return Ended(rc=None, code=None, reason=Reason.CANCELLED)
+        deadline = Deadline.after(float(answer.timeout_s))
+        self._journal.advance(JournalPhase.RUNNING, deadline=deadline.record(), started_at=to_wire(utc_now()))
+        return None
+
+    def _watch(self, job: Job) -> Ended:
+        """Start (or find) the script and wait for its end, a cancellation or its time limit."""
+        executor = self._means.executor
+        self._set_phase(Phase.RUNNING)
+        deadline = Deadline.recorded(
+            self._journal.data.get("deadline"), otherwise_s=float(self._claim.limits.timeout_s)
+        )
+        try:
+            self._with_engine(lambda: executor.start(job))
+        except StepError as error:
+            if error.reason is not Reason.CONTAINER_VANISHED:
+                raise
+        while True:
+            ended = self._with_engine(lambda: executor.wait(job, timeout_s=LOOK_S))
+            if ended is not None:
+                return ended
+            if self._attempt.abandoned.is_set():
+                raise LeaseLost("the coordinator said abandon")
+            if self._attempt.cancelled.is_set():
+                return self._end(job, Reason.CANCELLED, float(self._attempt.grace_s))
+            if self._attempt.shutdown.is_set():
+                return self._end(job, Reason.RUNNER_SHUTDOWN, float(self._attempt.grace_s))
+            if deadline.left_s() <= 0:
+                self._note(f"the time limit of {self._claim.limits.timeout_s} s is over", "ERROR")
+                return self._end(job, Reason.TIMEOUT, float(self._claim.limits.grace_s))
+
+    def _end(self, job: Job, reason: Reason, grace_s: float) -> Ended:
+        """TERM, a grace, KILL; what the processes did last does not change why they had to end."""
+        executor = self._means.executor
+        self._note(f"stopping the step: {reason}", "WARN")
+        self._with_engine(lambda: executor.kill(job, hard=False))
+        ended = self._with_engine(lambda: executor.wait(job, timeout_s=grace_s))
+        if ended is None:
+            self._with_engine(lambda: executor.kill(job, hard=True))
+            ended = self._with_engine(lambda: executor.wait(job, timeout_s=60.0))
+        return replace(ended or Ended(rc=None, code=None), reason=reason)
+
+    def _with_engine(self, ask: Callable[[], T]) -> T:
+        """Ask again while the engine is away: a step goes on without it, and so does its run."""
+        until = time.monotonic() + ENGINE_PATIENCE_S
+        while True:
+            try:
+                return ask()
+            except EngineUnavailable as error:
+                if time.monotonic() > until:
+                    raise StepError(Reason.DAEMON_ERROR, str(error)) from error
+                log.warning("engine_unavailable", step=self._claim.step_id, cause=str(error))
+            if self._attempt.abandoned.wait(ENGINE_PAUSE_S):
+                raise LeaseLost("the coordinator said abandon")
+
+    # --- after the script ---------------------------------------------------------------------------
+
+    def _gather_outputs(self, ended: Ended) -> Completion:
+        code = _exit_code(ended)
+        facts: dict[str, Any] = {
+            "exit_code": code,
+            "oom": ended.oom,
+            "started_at": self._journal.data.get("started_at"),
+            "finished_at": to_wire(utc_now()),
+        }
+        if not ended.succeeded:
+            reason = ended.reason or Reason.EXIT_NONZERO
+            self._note(_farewell(reason, code), "ERROR")
+            self._discard_caches()
+            return Completion(
+                status="failed",
+                reason=reason,
+                detail=ended.detail[:4000],
+                infra=reason.is_infrastructure,
+                **facts,
+            )
+        collected = self._collect()
+        for warning in collected.warnings:
+            self._note(warning, "WARN")
+        if collected.missing:
+            missing = ", ".join(collected.missing[:10])
+            self._note(f"output_missing: {missing}", "ERROR")
+            self._discard_caches()
+            return Completion(
+                status="failed",
+                reason=Reason.OUTPUT_MISSING,
+                detail=f"missing: {missing}"[:4000],
+                **facts,
+            )
+        self._upload(collected.entries)
+        self._publish_caches()
+        return Completion(status="success", artifacts=list(collected.entries), **facts)
+
+    def _collect(self) -> Collected:
+        self._set_phase(Phase.COLLECTING)
+        limits = self._claim.limits
+        if self._journal.phase.is_before(JournalPhase.COLLECTING):
+            self._journal.advance(JournalPhase.COLLECTING)
+        if not self._claim.output_paths:
+            return Collected((), (), ())
+        found = self._means.workspaces.find(self._folder)
+        if found is None:
+            raise StepError(Reason.INTERNAL, "the workspace has gone before its outputs were collected")
+        return collect(
+            found.path,
+            self._claim.output_paths,
+            max_files=limits.artifact_count,
+            max_bytes=limits.artifact_bytes,
+            store=self._means.blobs.put_fd,
+        )
+
+    def _upload(self, entries: tuple[ArtifactEntry, ...]) -> None:
+        files = {entry.sha256: entry.size for entry in entries if entry.type == "file"}
+        if not files:
+            return
+        self._set_phase(Phase.UPLOADING)
+        if self._journal.phase.is_before(JournalPhase.UPLOADING):
+            self._journal.advance(JournalPhase.UPLOADING)
+        self._note(f"uploading {len(files)} outputs, {sum(files.values())} bytes")
+        with ThreadPoolExecutor(UPLOADS_AT_ONCE, thread_name_prefix="upload") as pool:
+            for done in [pool.submit(self._upload_one, sha256, size) for sha256, size in files.items()]:
+                done.result()
+
+    def _upload_one(self, sha256: str, size: int) -> None:
+        path = self._means.blobs.path(sha256)
+        if path is None:
+            raise StepError(Reason.INTERNAL, f"the output {sha256} has gone before it was uploaded")
+        client, proof = self._means.client, self._attempt.proof
+
+        def send() -> None:
+            if not client.has_blob(proof, sha256):
+                client.put_blob(proof, sha256, path, size)
+
+        try:
+            insist(send, given_up=self._attempt.abandoned, stopping=self._attempt.shutdown)
+        except Refused as error:
+            reason = Reason.DISK_LIMIT if error.status == 413 else Reason.UPLOAD_FAILED
+            raise StepError(reason, str(error)) from error
+
+    # --- telling ------------------------------------------------------------------------------------
+
+    def _complete(self) -> None:
+        self._set_phase(Phase.COMPLETING)
+        assert self._stream is not None  # noqa: S101 - run opens it first
+        assert self._delivery is not None  # noqa: S101 - run opens it first
+        self._delivery.finish()
+        for _ in range(MOST_REPAIRS):
+            said = self._with_log_facts(_undump(self._journal.data["completion"]))
+            try:
+                insist(
+                    partial(self._means.client.complete, self._attempt.proof, said),
+                    given_up=self._attempt.abandoned,
+                    stopping=self._attempt.shutdown,
+                )
+            except LogRewind as order:
+                self._delivery.rewind(order.size)
+            except Refused as error:
+                self._tell_less(error)
+            else:
+                self._journal.advance(JournalPhase.DONE)
+                return
+        raise LeaseLost("the coordinator never accepted the completion")
+
+    def _with_log_facts(self, said: Completion) -> Completion:
+        assert self._stream is not None and self._delivery is not None  # noqa: S101
+        if self._delivery.is_truncated:
+            return said
+        total = self._stream.total()
+        return said.model_copy(update={"log_size": total.size, "log_sha256": total.sha256})
+
+    def _tell_less(self, refused: Refused) -> None:
+        """The coordinator will never take this completion: tell it the nearest that is legal."""
+        log.error("completion_refused", step=self._claim.step_id, cause=str(refused))
+        reason = Reason.UPLOAD_FAILED if refused.code == "outputs_incomplete" else Reason.INTERNAL
+        self._journal.record(
+            completion=_dump(
+                Completion(status="failed", reason=reason, detail=str(refused)[:4000], infra=True)
+            )
+        )
+
+    # --- the log ------------------------------------------------------------------------------------
+
+    def _open_log(self) -> None:
+        self._means.executor.make_files(self._folder)
+        needles = sorted({needle for secret in self._means.secrets for needle in needles_for(secret)})
+        self._stream = LogStream(
+            self._folder / "log", Masker(needles), checkpoints=self._folder / "checkpoints.json"
+        )
+        self._delivery = LogDelivery(self._means.client, self._attempt, self._stream)
+        self._delivery.start()
+
+    def _note(self, line: str, level: Level = "INFO") -> None:
+        if self._stream is not None:
+            self._stream.note(line, level)
+
+    # --- the end ------------------------------------------------------------------------------------
+
+    def _publish_caches(self) -> None:
+        self._reopen_caches()
+        for cache in self._caches:
+            self._means.caches.publish(cache)
+        self._caches = []
+
+    def _discard_caches(self) -> None:
+        self._reopen_caches()
+        for cache in self._caches:
+            self._means.caches.discard(cache)
+        self._caches = []
+
+    def _reopen_caches(self) -> None:
+        """After a restart: the caches the former life had opened."""
+        if not self._caches:
+            found = [self._means.caches.find(self._folder, n) for n in range(len(self._claim.mounts))]
+            self._caches = [cache for cache in found if cache is not None]
+
+    def _clean_up(self) -> None:
+        """Only after the completion was acknowledged: container, caches, workspace, folder."""
+        workspace = self._folder / "ws"
+        self._means.executor.destroy(self._job_for_removal(workspace))
+        self._discard_caches()
+        found = self._means.workspaces.find(self._folder)
+        if found is not None:
+            self._means.workspaces.close(found)
+        self._means.trash.throw(self._folder)
+        with contextlib.suppress(OSError):
+            self._folder.parent.rmdir()  # another attempt of the step may still stand there
+
+    def _kill_and_clean_up(self) -> None:
+        job = self._job_for_removal(self._folder / "ws")
+        try:
+            self._means.executor.kill(job, hard=True)
+        except (StepError, EngineUnavailable) as error:
+            log.warning("container_not_killed", job=job.name, cause=str(error))
+        self._clean_up()
+
+    def _job_for_removal(self, workspace: Path) -> Job:
+        claim = self._claim
+        return Job(
+            runner=self._means.runner_id,
+            step_id=claim.step_id,
+            attempt=claim.attempt,
+            build_id=claim.build_id,
+            image=claim.image,
+            attempt_dir=self._folder,
+            workspace=workspace,
+        )
+
+    # --- orders -------------------------------------------------------------------------------------
+
+    def _set_phase(self, phase: Phase) -> None:
+        self._attempt.phase = phase
+
+    def _stop_if_told(self) -> None:
+        """Between the phases before the script: hear what the coordinator and the operator say."""
+        if self._attempt.abandoned.is_set():
+            raise LeaseLost("the coordinator said abandon")
+        if self._attempt.cancelled.is_set():
+            raise StepError(Reason.CANCELLED, "the build was cancelled before the script ran")
+        if self._attempt.shutdown.is_set():
+            raise StepError(Reason.RUNNER_SHUTDOWN, "the runner was stopped before the script ran")
+
+
+def _inside(path: str) -> str:
+    return path if path.startswith("/") else f"/workspace/{path}"
+
+
+def _exit_code(ended: Ended) -> int | None:
+    """The script's own code where it is known, else the engine's."""
+    code = ended.rc if ended.rc not in (None, 0) else ended.code
+    if code is None:
+        code = ended.rc
+    return code if code is None or 0 <= code <= 255 else None
+
+
+def _farewell(reason: Reason, code: int | None) -> str:
+    return f"{reason}: {reason.meaning}" + (f" (exit code {code})" if code is not None else "")
+
+
+def _write_ended(ended: Ended) -> dict[str, Any]:
+    return {
+        "rc": ended.rc,
+        "code": ended.code,
+        "oom": ended.oom,
+        "reason": str(ended.reason) if ended.reason else None,
+        "detail": ended.detail[:4000],
+    }
+
+
+def _read_ended(said: dict[str, Any]) -> Ended:
+    reason = Reason(said["reason"]) if said["reason"] else None
+    return Ended(said["rc"], said["code"], said["oom"], reason, said["detail"])
+
+
+def _dump(said: Completion) -> dict[str, Any]:
+    return said.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _undump(said: dict[str, Any]) -> Completion:
+    return Completion.model_validate(said, strict=False)
