@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from runner.layers import CopyLayers, Layers, OverlayLayers
 from runner.mounts import mounts_below, unmount
 
@@ -26,7 +28,12 @@ def a_state_folder() -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount and change users")
+
+
 def layers_of(mode: str, state: Path) -> Layers:
+    if mode == "overlay" and os.geteuid() != 0:
+        pytest.skip("only root may mount")
     return OverlayLayers(state) if mode == "overlay" else CopyLayers()
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from runner.errors import BadSetup, StepError
-from runner.layers import CopyLayers, Layers, OverlayLayers, check_state_path, choose_layers
+from runner.layers import CopyLayers, Layers, check_state_path, choose_layers
 from runner.mounts import find_mount, mounts_below, unmount
 from runner.trees import measure
-from tests.runner.state_folder import MODES, a_state_folder, layers_of, read_tree, write_tree
+from tests.runner.state_folder import MODES, a_state_folder, layers_of, needs_root, read_tree, write_tree
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_stacking_twice_and_unstacking_twice_is_harmless(layers: Layers, state: 
 
 
 def test_a_view_that_is_still_in_use_is_taken_away_all_the_same(state: Path) -> None:
-    layers = OverlayLayers(state)
+    layers = layers_of("overlay", state)
     layers.stack(state / "view", [write_tree(state / "low", {"a": "low"})], state / "upper")
 
     with (state / "view/a").open() as held:
@@ -116,7 +116,7 @@ def test_a_view_gives_nobody_rights_by_setuid_bits(layers: Layers, state: Path) 
 
 
 def test_too_many_layers_are_refused_and_not_cut_in_silence(state: Path) -> None:
-    layers = OverlayLayers(state)
+    layers = layers_of("overlay", state)
     lowers = [write_tree(state / f"{number}-{'x' * 100}", {str(number): "x"}) for number in range(35)]
 
     assert layers.fits(state / "view", lowers[:20], state / "upper")
@@ -126,7 +126,7 @@ def test_too_many_layers_are_refused_and_not_cut_in_silence(state: Path) -> None
 
 
 def test_forty_layers_are_all_seen(state: Path) -> None:
-    layers = OverlayLayers(state)
+    layers = layers_of("overlay", state)
     lowers = [write_tree(state / str(number), {str(number): "x"}) for number in range(40)]
 
     layers.stack(state / "view", lowers, state / "upper")
@@ -166,7 +166,7 @@ def test_merged_layers_show_what_their_stack_shows(layers: Layers, state: Path) 
 
 
 def test_layers_with_a_renamed_folder_are_merged_by_the_kernels_view(state: Path) -> None:
-    layers = OverlayLayers(state)
+    layers = layers_of("overlay", state)
     base = write_tree(state / "base", {"d/deep/x": "base", "d/y": "base"})
     layers.stack(state / "view", [base], state / "upper")
     (state / "view/new").mkdir()
@@ -193,6 +193,7 @@ def test_a_hole_of_a_terabyte_stays_a_hole_in_a_copy(state: Path) -> None:
     assert found.st_blocks * 512 < 1_000_000
 
 
+@needs_root
 def test_a_machine_that_can_mount_gets_overlays_and_leaves_nothing_of_the_trial(state: Path) -> None:
     layers, sentence = choose_layers(state / "new")
 
@@ -201,8 +202,9 @@ def test_a_machine_that_can_mount_gets_overlays_and_leaves_nothing_of_the_trial(
     assert [path.name for path in (state / "new").iterdir()] == ["empty"]
 
 
+@needs_root
 def test_a_state_folder_that_itself_lies_on_an_overlay_gets_copies(state: Path) -> None:
-    OverlayLayers(state).stack(state / "nested", [write_tree(state / "low", {})], state / "upper")
+    layers_of("overlay", state).stack(state / "nested", [write_tree(state / "low", {})], state / "upper")
 
     layers, sentence = choose_layers(state / "nested")
 

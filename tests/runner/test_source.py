@@ -17,7 +17,7 @@ from runner.source import SourceCache, _is_about_damage
 from shared.protocol import Source
 from shared.reasons import Reason
 from tests.runner.repositories import Repository
-from tests.runner.state_folder import a_state_folder, write_tree
+from tests.runner.state_folder import a_state_folder, needs_root, write_tree
 
 LOCAL = frozenset({"file", "http", "https", "ssh"})
 
@@ -209,6 +209,7 @@ def test_every_user_of_a_container_may_write_into_a_checkout(
     assert stat.S_IMODE(checkout.path.parent.stat().st_mode) & 0o007 == 0  # and nobody else on this machine
 
 
+@needs_root
 def test_git_runs_without_rights(sources: SourceCache, repository: Repository, state: Path) -> None:
     commit = repository.commit({"a": "1"})
 
@@ -579,6 +580,7 @@ def test_what_looks_like_damage_in_a_servers_words_is_not_believed() -> None:
     assert _is_about_damage(GitFailed(1, "remote: hello\nerror: object file x is corrupt"))
 
 
+@needs_root
 @pytest.mark.threat("C14")
 def test_an_ssh_key_is_lent_to_git_alone_and_for_a_moment(state: Path) -> None:
     key = state / "key"
@@ -652,6 +654,7 @@ def test_pruning_drops_what_was_used_longest_ago_and_keeps_what_is_in_use(
     assert {path.name for path in (state / "state/checkouts").iterdir()} == {fresh.name}
 
 
+@needs_root
 def test_a_state_folder_that_git_cannot_enter_is_refused_with_the_remedy(state: Path) -> None:
     closed = state / "closed"
     closed.mkdir(mode=0o700)

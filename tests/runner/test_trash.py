@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.layers import OverlayLayers
 from runner.trash import Trash, remove_tree
-from tests.runner.state_folder import a_state_folder, write_tree
+from tests.runner.state_folder import a_state_folder, layers_of, write_tree
 
 
 @pytest.fixture
@@ -84,7 +83,7 @@ def test_a_tree_deeper_than_any_path_can_name_is_removed(state: Path) -> None:
 def test_what_is_still_mounted_in_a_tree_is_left_alone(state: Path) -> None:
     low = write_tree(state / "low", {"precious": "1"})
     (state / "a").mkdir()
-    OverlayLayers(state).stack(state / "a/view", [low], state / "upper")
+    layers_of("overlay", state).stack(state / "a/view", [low], state / "upper")
     (state / "a/view/mine").write_text("2")
 
     remove_tree(state / "a")
