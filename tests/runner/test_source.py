@@ -359,7 +359,7 @@ def test_a_commit_with_more_files_than_can_be_written_is_refused_before_it_is_wr
     state: Path, repository: Repository
 ) -> None:
     sources = SourceCache(
-        state / "state", protocols=LOCAL, run_as=unprivileged_user(), budget=Budget(seconds=20)
+        state / "state", protocols=LOCAL, run_as=unprivileged_user(), budget=Budget(seconds=100)
     )
     blob = repository.git("hash-object", "-w", "--stdin", text="x")
     tree = repository.git("mktree", text="".join(f"100644 blob {blob}\tf{number}\n" for number in range(10)))
