@@ -8,6 +8,7 @@ Each step joins the network of a holder that was prepared ahead and serves no ot
 import contextlib
 import os
 import select
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,7 +26,7 @@ import structlog
 from docker.utils import parse_repository_tag
 
 from runner.errors import BadSetup, EngineUnavailable, RunnerError, StepError
-from runner.executor import egress, epoch, holder_image, launcher, seccomp, trust, verdict
+from runner.executor import egress, epoch, holder_image, launcher, owner, seccomp, trust, verdict
 from runner.executor.base import Bind, Created, Ended, Job, Leftover
 from runner.executor.holders import HolderPool
 from runner.executor.pulls import PullFailed, Pulls
@@ -41,6 +42,7 @@ WAIT_PART_S: Final = 5.0
 DEATH_S: Final = 60.0
 DIAGNOSTICS_LIMIT: Final = 65536
 CONNECTIONS: Final = 64
+OWNER: Final = "buildmill.owner"
 _NEVER: Final = "0001-01-01T00:00:00Z"
 _MIB: Final = 1024 * 1024
 
@@ -142,6 +144,9 @@ class DockerExecutor:
 
     # -- the life of an attempt
 
+    def make_files(self, attempt_dir: Path) -> None:
+        launcher.make_attempt_files(attempt_dir)
+
     def create(self, job: Job) -> Created:
         launcher.make_attempt_files(job.attempt_dir)
         image = self._find_image(_plain(job.image))
@@ -239,7 +244,9 @@ class DockerExecutor:
                 oom=bool(state.get("OOMKilled")),
                 we_asked=self._was_asked(job),
                 engine_broke=suspicious and self._engine_broke(job),
-                launcher_said=self.diagnostics(job).decode("utf-8", "replace") if rc is None else "",
+                launcher_said=self.diagnostics(job).decode("utf-8", "replace")
+                if (rc, code) != (0, 0)
+                else "",
             ),
         )
 
@@ -290,7 +297,7 @@ class DockerExecutor:
                 attempt=int(found["Labels"].get("buildmill.attempt", "0")),
                 is_running=found["State"] in ("running", "paused", "restarting"),
             )
-            for found in self._list("step")
+            for found in self._list("step", of_runner=self._runner)
         ]
 
     def remove_leftover(self, leftover: Leftover) -> None:
@@ -392,6 +399,7 @@ class DockerExecutor:
                 "buildmill.managed": "1",
                 "buildmill.runner": self._runner,
                 "buildmill.role": "holder",
+                OWNER: owner.name_this_process(),
             },
             "HostConfig": {
                 "NetworkMode": self._network_mode(kind),
@@ -457,10 +465,13 @@ class DockerExecutor:
             self.notes.append(note)
 
     def _sweep_holders(self) -> None:
-        """Remove the holders of a former life that no container of a step uses."""
-        used = {step["HostConfig"]["NetworkMode"].removeprefix("container:") for step in self._list("step")}
-        for holder in self._list("holder"):
-            if holder["Id"] not in used:
+        """Remove the holders of our former life, and of other runners that died here, which no step uses."""
+        modes = [step["HostConfig"]["NetworkMode"] for step in self._list("step", of_runner=None)]
+        used = {mode.removeprefix("container:") for mode in modes}
+        for holder in self._list("holder", of_runner=None):
+            labels = holder["Labels"]
+            is_stale = labels.get("buildmill.runner") == self._runner or owner.is_dead(labels.get(OWNER, ""))
+            if is_stale and holder["Id"] not in used:
                 self._try_remove(holder["Id"])
 
     # -- the engine's life
@@ -523,8 +534,11 @@ class DockerExecutor:
                 raise EngineUnavailable(_text(error)) from error
         return found
 
-    def _list(self, role: str) -> list[dict[str, Any]]:
-        labels = ["buildmill.managed=1", f"buildmill.runner={self._runner}", f"buildmill.role={role}"]
+    def _list(self, role: str, *, of_runner: str | None) -> list[dict[str, Any]]:
+        """Containers of one runner, or of all."""
+        labels = ["buildmill.managed=1", f"buildmill.role={role}"]
+        if of_runner is not None:
+            labels.append(f"buildmill.runner={of_runner}")
         with _answers():
             try:
                 found: list[dict[str, Any]] = self._api.containers(all=True, filters={"label": labels})
@@ -586,11 +600,20 @@ def open_docker(
 def _connect(base_url: str | None, *, timeout: float | None = REQUEST_S) -> Any:  # docker ships no types
     where = base_url or "unix:///var/run/docker.sock"
     try:
+        if where.startswith("unix://"):
+            _knock(where.removeprefix("unix://"))
         api = docker.APIClient(base_url=where, version="auto", timeout=timeout, max_pool_size=CONNECTIONS)
-    except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
+    except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
         remedy = "start one (scripts/engine), name it in DOCKER_HOST, or use the process executor"
         raise BadSetup(f"no container engine answers at {where}: {error}; {remedy}") from error
     return api
+
+
+def _knock(socket_path: str) -> None:
+    """Fail at once where nobody listens; the client would leave an open socket behind."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+        line.settimeout(5)
+        line.connect(socket_path)
 
 
 def _socket_of(api: Any) -> str | None:

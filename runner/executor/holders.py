@@ -13,6 +13,7 @@ import structlog
 
 from runner.errors import RunnerError
 
+SETTLE_S: Final = 0.3
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
 
@@ -83,6 +84,9 @@ class HolderPool:
             with self._changed:
                 self._changed.wait_for(lambda: self._closed or self._missing() is not None)
                 if self._closed:
+                    return
+                # Whoever took the last one starts a step right now, and making another would slow that down.
+                if self._changed.wait_for(lambda: self._closed, SETTLE_S):
                     return
                 kind = self._missing()
             if kind is None:

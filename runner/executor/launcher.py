@@ -40,14 +40,30 @@ else
     "$s" @/script.sh >>@/log 2>&1
     rc=$?
 fi
+@tell_oom
 printf '%s\\n' "$rc" >@/rc
 exit "$rc"
 """
 
 
+# Not every engine notices when the kernel kills a process for want of memory; the kernel's own count, of
+# either kind of control groups, goes into the launcher's own output.
+_TELL_OOM: Final = """\
+if [ "$rc" != 0 ]; then
+    for f in /sys/fs/cgroup/memory.events /sys/fs/cgroup/memory/memory.oom_control; do
+        [ -r "$f" ] && while read -r name count; do
+            [ "$name" = oom_kill ] && echo "oom_kill $count" >&2
+        done <"$f"
+    done
+fi
+"""
+
+
 def launch_text(folder: str = INSIDE) -> str:
     """The shell program that runs `script.sh` of `folder` and records how it ended."""
-    return _LAUNCH.replace("@drain", str(DRAIN_S)).replace("@/", shlex.quote(folder) + "/")
+    tell_oom = _TELL_OOM if folder == INSIDE else ""  # outside a container the count is the whole machine's
+    text = _LAUNCH.replace("@tell_oom\n", tell_oom).replace("@drain", str(DRAIN_S))
+    return text.replace("@/", shlex.quote(folder) + "/")
 
 
 @dataclass(frozen=True)

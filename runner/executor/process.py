@@ -57,6 +57,9 @@ class ProcessExecutor:
         progress(f"{image} is not used: this runner runs steps without containers")
         return ""
 
+    def make_files(self, attempt_dir: Path) -> None:
+        launcher.make_attempt_files(attempt_dir, inside=str(attempt_dir))
+
     def create(self, job: Job) -> Created:
         files = launcher.make_attempt_files(job.attempt_dir, inside=str(job.attempt_dir))
         record = self._records / job.name

@@ -1,7 +1,7 @@
 """How an attempt ended, decided from codes and texts alone: the only place that reads the engine's words."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final
 
@@ -29,7 +29,7 @@ class Facts:
 
 def judge(facts: Facts) -> Ended:
     """Tell success, the user's failure and the machine's failure apart."""
-    facts = _trust_rc_over_a_lost_code(facts)
+    facts = _trust_rc_over_a_lost_code(_believe_the_kernel(facts))
     reason, detail = _find_cause(facts)
     return Ended(rc=facts.rc, code=facts.code, oom=facts.oom, reason=reason, detail=detail)
 
@@ -42,9 +42,16 @@ def judge_vanished(rc: int | None) -> Ended:
     return Ended(rc=rc, code=None, reason=Reason.CONTAINER_VANISHED, detail=detail)
 
 
+def _believe_the_kernel(facts: Facts) -> Facts:
+    """The launcher repeats the kernel's count of processes killed for want of memory."""
+    if re.search(r"^oom_kill [1-9]", facts.launcher_said, re.MULTILINE):
+        return replace(facts, oom=True)
+    return facts
+
+
 def _trust_rc_over_a_lost_code(facts: Facts) -> Facts:
     if facts.code == UNKNOWN_CODE and facts.engine_broke and facts.rc is not None:
-        return Facts(facts.rc, facts.rc, facts.oom, facts.we_asked, facts.engine_broke, facts.launcher_said)
+        return replace(facts, code=facts.rc)
     return facts
 
 
@@ -100,6 +107,7 @@ class Remedy(Enum):
 _NO_SPACE = (r"no space left on device|disk quota exceeded", Reason.DISK_FULL)
 
 _CREATE: Final = (
+    (r"invalid reference format|repository name .*must be lowercase", Reason.BAD_CONFIG),
     (r"bind source path does not exist|unknown capability|invalid security|seccomp", Reason.INTERNAL),
     (r"no such image|image not found", Reason.IMAGE_NOT_FOUND),
     (r"minimum memory limit|range of cpus|shm size|pids? limit", Reason.BAD_CONFIG),
@@ -108,7 +116,6 @@ _CREATE: Final = (
         r"duplicate mount point|invalid mount (target|config|path)|mount path must be absolute",
         Reason.BAD_CONFIG,
     ),
-    (r"invalid reference format|repository name .*must be lowercase", Reason.BAD_CONFIG),
     _NO_SPACE,
 )
 

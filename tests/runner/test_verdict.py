@@ -49,6 +49,8 @@ def test_the_script_own_failure_needs_no_further_reason() -> None:
         (Facts(137, 137), None),
         (Facts(None, 137, oom=True), Reason.OOM),
         (Facts(1, 1, oom=True), Reason.OOM),
+        (Facts(137, 137, launcher_said="oom_kill 0\noom_kill 1\n"), Reason.OOM),
+        (Facts(137, 137, launcher_said="oom_kill 0\n"), None),
         (Facts(0, 0, oom=True), None),
         (Facts(143, 143, we_asked=True), None),
         (Facts(None, 137, we_asked=True), None),

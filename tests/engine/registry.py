@@ -1,0 +1,115 @@
+"""A registry on loopback that holds one tiny image and answers badly on demand."""
+
+import hashlib
+import http.server
+import io
+import json
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def digest_of(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def a_layer() -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        entry = tarfile.TarInfo("hello")
+        entry.size = 5
+        tar.addfile(entry, io.BytesIO(b"hello"))
+    return stream.getvalue()
+
+
+class Registry:
+    """What it answers for `good/image`; other names have an answer of their own."""
+
+    def __init__(self) -> None:
+        self.layer = a_layer()
+        self.config = json.dumps(
+            {
+                "architecture": "amd64",
+                "os": "linux",
+                "config": {},
+                "rootfs": {"type": "layers", "diff_ids": [digest_of(self.layer)]},
+            },
+        ).encode()
+        kind = "application/vnd.docker.distribution.manifest.v2+json"
+        self.kind = kind
+        self.manifest = json.dumps(
+            {
+                "schemaVersion": 2,
+                "mediaType": kind,
+                "config": {
+                    "mediaType": "application/vnd.docker.container.image.v1+json",
+                    "size": len(self.config),
+                    "digest": digest_of(self.config),
+                },
+                "layers": [
+                    {
+                        "mediaType": "application/vnd.docker.image.rootfs.diff.tar",
+                        "size": len(self.layer),
+                        "digest": digest_of(self.layer),
+                    },
+                ],
+            },
+        ).encode()
+        self.asked: list[str] = []
+        self.gate = threading.Event()
+
+    def answer(self, path: str) -> tuple[int, str, bytes]:
+        self.asked.append(path)
+        if path == "/v2/":
+            return 200, "application/json", b"{}"
+        if path.startswith("/v2/good/image/manifests/"):
+            return 200, self.kind, self.manifest
+        for blob in (self.config, self.layer):
+            if path == f"/v2/good/image/blobs/{digest_of(blob)}":
+                return 200, "application/octet-stream", blob
+        if path.startswith("/v2/denied/"):
+            return 403, "application/json", b'{"errors":[{"code":"DENIED","message":"denied"}]}'
+        if path.startswith("/v2/broken/"):
+            return 503, "application/json", b"{}"
+        if path.startswith("/v2/slow/"):
+            self.gate.wait(30)
+        return (
+            404,
+            "application/json",
+            b'{"errors":[{"code":"MANIFEST_UNKNOWN","message":"manifest unknown"}]}',
+        )
+
+
+@contextmanager
+def a_registry() -> Iterator[tuple[Registry, str]]:
+    """The registry and the host part of its images' names."""
+    registry = Registry()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, kind, content = registry.answer(self.path)
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Docker-Content-Digest", digest_of(content))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield registry, f"127.0.0.1:{server.server_address[1]}"
+    finally:
+        registry.gate.set()
+        server.shutdown()
+        thread.join()
+        server.server_close()
