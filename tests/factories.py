@@ -3,6 +3,7 @@
 `Mill` makes them by actions; `Api` makes them over HTTP. Names say what they are: a_build, an_acquired_step.
 """
 
+import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -222,7 +223,7 @@ class Mill:
         step = (self.site, held.runner.caller, held.step_id, held.proof)
         size, path = self.tx(log_to_seal, *step)
         sealed = SealedLog(size, self.site.logs.seal(path, size))
-        completion = Completion.model_validate({"status": status, **said})
+        completion = Completion.model_validate_json(json.dumps({"status": status, **said}))
         return self.now(complete_step, *step, completion, sealed)
 
     def expire(self) -> int:

@@ -12,9 +12,10 @@ from coordinator.actions.settle_build import settle_build
 from coordinator.rules.access import SYSTEM, Caller
 from coordinator.rules.transitions import StepEvent
 from coordinator.site import Site
-from coordinator.store import attempts, audit, builds, steps
+from coordinator.store import attempts, audit, builds, runners, steps
 from shared.protocol import Acquire, Claim
 from shared.reasons import Reason
+from shared.states import StepState
 
 log = structlog.get_logger()
 
@@ -30,6 +31,7 @@ def acquire_steps(tx: Session, site: Site, caller: Caller, said: Acquire, *, now
         platform=said.platform,
         version=said.version,
     )
+    runners.lock_runner(tx, runner.id)
     repeated = steps.list_claims(tx, runner_id=runner.id, request_id=said.request_id)
     if not repeated and (
         said.draining or attempts.was_request_used(tx, runner_id=runner.id, request_id=said.request_id)
@@ -43,7 +45,7 @@ def acquire_steps(tx: Session, site: Site, caller: Caller, said: Acquire, *, now
     for step in claimed:
         try:
             claims.append(render_claim(tx, site, step, found[step.build_id]))
-        except Exception:
+        except (ValueError, TypeError, LookupError, AttributeError):
             # one step that cannot be handed out must not keep its runner from all others
             log.exception("claim_not_renderable", step=step.id)
             _fail(tx, step, now=now)
@@ -79,5 +81,21 @@ def _claim(tx: Session, runner: Any, said: Acquire, *, now: datetime) -> list[An
 
 def _fail(tx: Session, step: Any, *, now: datetime) -> None:
     builds.lock_build(tx, step.build_id)
-    steps.move_step(tx, step.id, StepEvent.FAIL, finished_at=now, reason=Reason.BAD_CONFIG)
+    steps.move_step(
+        tx, step.id, StepEvent.FAIL, attempt=step.attempt, finished_at=now, reason=Reason.BAD_CONFIG
+    )
+    attempts.change_attempt(
+        tx, step.id, step.attempt, outcome=StepState.FAILED, reason=Reason.BAD_CONFIG, finished_at=now
+    )
+    audit.record(
+        tx,
+        SYSTEM,
+        "step.finished",
+        now=now,
+        project_id=step.project_id,
+        stepId=step.id,
+        attempt=step.attempt,
+        state=str(StepState.FAILED),
+        reason=str(Reason.BAD_CONFIG),
+    )
     settle_build(tx, step.build_id, [step.id], reason=Reason.BAD_CONFIG, now=now)

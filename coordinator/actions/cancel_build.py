@@ -8,12 +8,12 @@ from coordinator.actions.settle_build import settle_build
 from coordinator.actions.show_build import get_visible_build
 from coordinator.errors import Conflict
 from coordinator.rules.access import Caller
-from coordinator.rules.transitions import BuildEvent, StepEvent
+from coordinator.rules.transitions import BuildEvent
 from coordinator.store import audit, builds, steps
 from coordinator.tables import Build
 from shared.ids import new_id
 from shared.reasons import Reason
-from shared.states import BuildState, StepState
+from shared.states import BuildState
 
 
 def cancel_build(tx: Session, caller: Caller, build_id: str, *, now: datetime) -> Build:
@@ -26,9 +26,7 @@ def cancel_build(tx: Session, caller: Caller, build_id: str, *, now: datetime) -
     if state.is_final:
         raise Conflict(f"the build has ended as {state}")
     builds.move_build(tx, build_id, BuildEvent.REQUEST_CANCEL, cancel_requested_at=now, cancel_id=new_id())
-    unfinished = steps.list_unfinished(tx, build_id)
-    waiting = [step.id for step in unfinished if step.state in (StepState.PENDING, StepState.READY)]
-    steps.move_steps(tx, waiting, StepEvent.CANCEL, finished_at=now, reason=Reason.CANCELLED)
+    steps.cancel_waiting(tx, build_id, reason=Reason.CANCELLED, now=now)
     steps.request_cancel(tx, build_id, reason=Reason.CANCELLED, now=now)
     audit.record(tx, caller, "build.cancelled", now=now, project_id=held.project_id, buildId=build_id)
     settle_build(tx, build_id, [], reason=Reason.CANCELLED, now=now)

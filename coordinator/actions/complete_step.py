@@ -323,7 +323,7 @@ def _end_attempt(
         oom=said.oom,
         finished_at=now,
         log_size=step.log_size,
-        log_sha256=sealed.sha256 if sealed else None,
+        log_sha256=sealed.sha256 if sealed and sealed.size == step.log_size else None,
         log_state="truncated" if is_truncated else "complete",
     )
     audit.record(

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlmodel import Session
 
+from coordinator.actions.requeue_claim import requeue_claim
 from coordinator.actions.settle_build import settle_build
 from coordinator.rules.access import SYSTEM
 from coordinator.rules.leases import may_retry, retry_delay
@@ -33,11 +34,7 @@ def _expire_claims(tx: Session, site: Site, *, now: datetime) -> int:
     before = now - timedelta(seconds=site.settings.claim_ttl)
     moved = 0
     for step in steps.list_unacknowledged(tx, before=before, limit=BATCH):
-        if steps.move_step(
-            tx, step.id, StepEvent.REQUEUE, attempt=step.attempt, runner_id=None, request_id=None
-        ):
-            attempts.change_attempt(tx, step.id, step.attempt, outcome="unclaimed", finished_at=now)
-            moved += 1
+        moved += requeue_claim(tx, step, outcome="unclaimed", detail=None, now=now)
     return moved
 
 
@@ -47,6 +44,8 @@ def _expire_silent(tx: Session, site: Site, *, now: datetime) -> int:
     for step in steps.list_silent(tx, before=silent_since, limit=BATCH):
         if step.exclusive and step.last_seen_at > now - EXCLUSIVE_LOST_AFTER:
             continue
+        if step.cancel_requested_at is not None:
+            continue  # it is on its way to cancelled, and must not be made ready again
         moved += _lose(tx, step, now=now)
     return moved
 
@@ -60,6 +59,7 @@ def _lose(tx: Session, step: Any, *, now: datetime) -> int:
             step.id,
             StepEvent.REQUEUE,
             attempt=step.attempt,
+            unheard_since=step.last_seen_at,
             infra_retries=step.infra_retries + 1,
             not_before=now + retry_delay(step.infra_retries),
             reason=Reason.RUNNER_LOST,
@@ -71,6 +71,7 @@ def _lose(tx: Session, step: Any, *, now: datetime) -> int:
             step.id,
             StepEvent.FAIL,
             attempt=step.attempt,
+            unheard_since=step.last_seen_at,
             finished_at=now,
             reason=Reason.RUNNER_LOST,
         )
@@ -80,6 +81,12 @@ def _lose(tx: Session, step: Any, *, now: datetime) -> int:
     attempts.change_attempt(
         tx, step.id, step.attempt, outcome="lost", reason=Reason.RUNNER_LOST, finished_at=now
     )
+    _record(tx, step, event, Reason.RUNNER_LOST, now=now)
+    settle_build(tx, step.build_id, [step.id], reason=Reason.RUNNER_LOST, now=now)
+    return 1
+
+
+def _record(tx: Session, step: Any, event: str, reason: str, *, now: datetime) -> None:
     audit.record(
         tx,
         SYSTEM,
@@ -88,10 +95,8 @@ def _lose(tx: Session, step: Any, *, now: datetime) -> int:
         project_id=step.project_id,
         stepId=step.id,
         attempt=step.attempt,
-        reason=str(Reason.RUNNER_LOST),
+        reason=str(reason),
     )
-    settle_build(tx, step.build_id, [step.id], reason=Reason.RUNNER_LOST, now=now)
-    return 1
 
 
 def _force_cancels(tx: Session, *, now: datetime) -> int:
@@ -111,6 +116,7 @@ def _force_cancels(tx: Session, *, now: datetime) -> int:
             reason=step.cancel_reason,
         ):
             attempts.change_attempt(tx, step.id, step.attempt, outcome=StepState.CANCELLED, finished_at=now)
+            _record(tx, step, "step.finished", step.cancel_reason, now=now)
             settle_build(tx, step.build_id, [step.id], reason=step.cancel_reason, now=now)
             moved += 1
     return moved

@@ -5,13 +5,11 @@ from datetime import datetime
 from sqlmodel import Session
 
 from coordinator.actions.leased_step import LeaseProof, get_leased_step
-from coordinator.actions.settle_build import settle_build
-from coordinator.errors import Conflict
+from coordinator.actions.requeue_claim import requeue_claim
+from coordinator.errors import Conflict, StaleAttempt
 from coordinator.rules.access import Caller
-from coordinator.rules.transitions import StepEvent
 from coordinator.site import Site
-from coordinator.store import attempts, builds, steps
-from shared.reasons import Reason
+from coordinator.store import builds
 from shared.states import StepState
 
 
@@ -24,13 +22,5 @@ def release_step(
     step = get_leased_step(tx, site, caller, step_id, proof)
     if step.state != StepState.CLAIMED:
         raise Conflict("the script may have run; complete the step instead")
-    attempts.change_attempt(
-        tx, step_id, proof.attempt, outcome="released", detail=reason or None, finished_at=now
-    )
-    if step.cancel_requested_at is not None:
-        steps.move_step(
-            tx, step_id, StepEvent.CANCEL, attempt=proof.attempt, finished_at=now, reason=Reason.CANCELLED
-        )
-        settle_build(tx, step.build_id, [step_id], reason=Reason.CANCELLED, now=now)
-        return
-    steps.move_step(tx, step_id, StepEvent.REQUEUE, attempt=proof.attempt, runner_id=None, request_id=None)
+    if not requeue_claim(tx, step, outcome="released", detail=reason or None, now=now):
+        raise StaleAttempt("the step has moved on")

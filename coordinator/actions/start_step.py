@@ -10,7 +10,7 @@ from coordinator.errors import StaleAttempt
 from coordinator.rules.access import Caller
 from coordinator.rules.transitions import StepEvent
 from coordinator.site import Site
-from coordinator.store import attempts, steps
+from coordinator.store import attempts, builds, steps
 from shared.protocol import Start, StartAnswer
 from shared.states import StepState
 
@@ -19,6 +19,8 @@ def start_step(
     tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof, said: Start, *, now: datetime
 ) -> StartAnswer:
     """Answer `go` once the step is recorded as running, or `cancel`. Asked again, the same answer."""
+    step = get_leased_step(tx, site, caller, step_id, proof)
+    builds.lock_build(tx, step.build_id)  # once a cancel was answered nothing may start any more
     step = get_leased_step(tx, site, caller, step_id, proof)
     limits = {"timeout_s": int(step.spec["timeoutSeconds"]), "grace_s": 10}
     if step.cancel_requested_at is not None:

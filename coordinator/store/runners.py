@@ -30,6 +30,11 @@ def find_runner(tx: Session, runner_id: str) -> Row[Any] | None:
     return tx.connection().execute(core_select(RUNNERS).where(RUNNERS.c.id == runner_id)).one_or_none()
 
 
+def lock_runner(tx: Session, runner_id: str) -> None:
+    """Hold the runner until the transaction ends: what it asks twice at once is answered in turn."""
+    tx.connection().execute(core_select(RUNNERS.c.id).where(RUNNERS.c.id == runner_id).with_for_update())
+
+
 def list_runners(tx: Session) -> list[Runner]:
     return list(tx.exec(select(Runner).order_by(col(Runner.id))).all())
 

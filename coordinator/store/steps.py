@@ -4,14 +4,14 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, exists, func, insert, or_, select, update
+from sqlalchemy import exists, func, insert, or_, select, update
 from sqlalchemy.engine import Row
 from sqlmodel import Session
 
 from coordinator.errors import NotFound
 from coordinator.rules.transitions import STEP_TRANSITIONS, StepEvent
 from coordinator.tables import Step, StepDependency, StepLabel, table_of
-from shared.states import FINAL_STEP_STATES, LEASED_STEP_STATES, StepState
+from shared.states import LEASED_STEP_STATES, StepState
 
 STEPS = table_of(Step)
 LABELS = table_of(StepLabel)
@@ -129,13 +129,20 @@ def move_step(
     *,
     attempt: int | None = None,
     attempt_after: bool = False,
+    unheard_since: datetime | None = None,
     **values: Any,
 ) -> bool:
-    """Apply `event` if the step stands where it may, and under this attempt; False when it does not."""
+    """Apply `event` if the step stands where it may, and under this attempt; False when it does not.
+
+    With `unheard_since` only if nothing was heard of the attempt after that moment: who looks for silence
+    must not act on what was true when it looked.
+    """
     sources, target = STEP_TRANSITIONS[event]
     conditions = [STEPS.c.id == step_id, STEPS.c.state.in_(sources)]
     if attempt is not None:
         conditions.append(STEPS.c.attempt == attempt)
+    if unheard_since is not None:
+        conditions.append(STEPS.c.last_seen_at <= unheard_since)
     if attempt_after:
         values["attempt"] = STEPS.c.attempt + 1
     statement = update(STEPS).where(*conditions).values(state=target, **values)
@@ -204,6 +211,17 @@ def move_steps(tx: Session, step_ids: Iterable[str], event: StepEvent, **values:
     return [row.id for row in tx.connection().execute(statement)]
 
 
+def cancel_waiting(tx: Session, build_id: str, *, reason: str, now: datetime) -> None:
+    """Cancel the steps of this build that nobody holds at the moment of the statement itself."""
+    sources, target = STEP_TRANSITIONS[StepEvent.CANCEL]
+    statement = (
+        update(STEPS)
+        .where(STEPS.c.build_id == build_id, STEPS.c.state.in_(sources - LEASED_STEP_STATES))
+        .values(state=target, finished_at=now, reason=reason)
+    )
+    tx.connection().execute(statement)
+
+
 def count_states(tx: Session, build_id: str) -> dict[StepState, int]:
     statement = (
         select(STEPS.c.state, func.count()).where(STEPS.c.build_id == build_id).group_by(STEPS.c.state)
@@ -237,6 +255,14 @@ def list_unacknowledged(tx: Session, *, before: datetime, limit: int) -> list[Ro
     return list(tx.connection().execute(statement).all())
 
 
+def list_unacknowledged_of(tx: Session, runner_id: str) -> list[Row[Any]]:
+    """The claims of this runner that no heartbeat has named."""
+    statement = select(STEPS).where(
+        STEPS.c.runner_id == runner_id, STEPS.c.state == StepState.CLAIMED, STEPS.c.acked_at.is_(None)
+    )
+    return list(tx.connection().execute(statement).all())
+
+
 def list_silent(tx: Session, *, before: datetime, limit: int) -> list[Row[Any]]:
     """Acknowledged attempts whose runner was last heard before `before`."""
     statement = (
@@ -258,13 +284,6 @@ def list_uncancelled(tx: Session, *, before: datetime, limit: int) -> list[Row[A
         select(STEPS)
         .where(STEPS.c.state.in_(LEASED_STEP_STATES), STEPS.c.cancel_requested_at < before)
         .limit(limit)
-    )
-    return list(tx.connection().execute(statement).all())
-
-
-def list_unfinished(tx: Session, build_id: str) -> list[Row[Any]]:
-    statement = select(STEPS).where(
-        and_(STEPS.c.build_id == build_id, STEPS.c.state.not_in(FINAL_STEP_STATES))
     )
     return list(tx.connection().execute(statement).all())
 

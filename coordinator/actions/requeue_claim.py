@@ -1,0 +1,47 @@
+"""A claim whose script never ran comes back."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlmodel import Session
+
+from coordinator.actions.settle_build import settle_build
+from coordinator.rules.transitions import StepEvent
+from coordinator.store import attempts, builds, steps
+from shared.reasons import Reason
+from shared.states import StepState
+
+
+def requeue_claim(tx: Session, step: Any, *, outcome: str, detail: str | None, now: datetime) -> bool:
+    """Ready again with no retry consumed, or cancelled if that was asked for.
+
+    `step` is the row as it was found; False when its runner has been heard since, or it has moved on.
+    """
+    builds.lock_build(tx, step.build_id)
+    current = steps.get_step(tx, step.id)
+    if current.cancel_requested_at is None:
+        moved = steps.move_step(
+            tx,
+            step.id,
+            StepEvent.REQUEUE,
+            attempt=step.attempt,
+            unheard_since=step.last_seen_at,
+            runner_id=None,
+            request_id=None,
+        )
+    else:
+        outcome = StepState.CANCELLED
+        moved = steps.move_step(
+            tx,
+            step.id,
+            StepEvent.CANCEL,
+            attempt=step.attempt,
+            unheard_since=step.last_seen_at,
+            finished_at=now,
+            reason=current.cancel_reason,
+        )
+    if moved:
+        attempts.change_attempt(tx, step.id, step.attempt, outcome=outcome, detail=detail, finished_at=now)
+        if outcome == StepState.CANCELLED:
+            settle_build(tx, step.build_id, [step.id], reason=Reason.CANCELLED, now=now)
+    return moved
