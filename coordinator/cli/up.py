@@ -1,0 +1,107 @@
+"""`buildmill up`: the coordinator and one runner in one terminal."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+import uvicorn
+
+from coordinator.cli.serve import only_process, prepare_data, read_settings, refuse_open_doors
+
+READY_S = 60.0
+STOP_S = 30.0
+KILL_AFTER = 3
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on (default 3000).")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder of database, logs, blobs and keys.")
+@click.option("--slots", type=click.IntRange(1, 64), default=2, show_default=True, help="Steps at once.")
+@click.option("--executor", type=click.Choice(["docker", "process"]), default="docker", show_default=True)
+@click.option("--state", type=click.Path(path_type=Path), help="Folder of the runner.")
+def up(slots: int, executor: str, state: Path | None, **options: Any) -> None:
+    """Run the coordinator and one runner until interrupted.
+
+    Interrupted once, running steps are finished first; twice, they are stopped.
+    """
+    from coordinator.api.server import make_server
+    from coordinator.app import create_app
+
+    settings = read_settings(options)
+    refuse_open_doors(settings)
+    prepare_data(settings.data)
+    with only_process(settings):
+        server = make_server(
+            create_app(settings),
+            host=settings.host,
+            port=settings.port,
+            header_deadline_s=settings.header_deadline,
+        )
+        address = f"http://{settings.host}:{settings.port}"
+        thread = _serve(server, address)
+        folder = state or default_runner_state(settings.data.absolute())
+        runner = _start_runner(address, folder, slots, executor, settings.data)
+        click.echo(f"up: {address}  (interrupt once to finish what runs, twice to stop it)")
+        _stop_in_order(runner)
+        code = _wait(runner, thread)
+        server.should_exit = True
+        thread.join(STOP_S)
+    sys.exit(code)
+
+
+def default_runner_state(data: Path) -> Path:
+    """Where git, as another user, can get in: below the data folder only for runners that are not root."""
+    if os.geteuid() != 0:
+        return data / "runner"
+    return Path("/var/lib/buildmill") / hashlib.sha256(str(data).encode()).hexdigest()[:12]
+
+
+def _serve(server: uvicorn.Server, address: str) -> threading.Thread:
+    thread = threading.Thread(target=server.run, name="coordinator", daemon=True)
+    thread.start()
+    deadline = time.monotonic() + READY_S
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() > deadline:
+            raise click.ClickException(f"the coordinator cannot listen at {address}; is the port taken?")
+        time.sleep(0.02)
+    return thread
+
+
+def _start_runner(
+    address: str, state: Path, slots: int, executor: str, data: Path
+) -> "subprocess.Popen[bytes]":
+    argv = [sys.executable, "-m", "coordinator", "runner", "--coordinator", address]
+    argv += ["--state", str(state), "--slots", str(slots), "--executor", executor]
+    argv += ["--token-file", str(data / "keys" / "registration-token")]
+    # a session of its own: an interrupt of the terminal reaches it through us, in order
+    return subprocess.Popen(argv, start_new_session=True)
+
+
+def _stop_in_order(runner: "subprocess.Popen[bytes]") -> None:
+    heard = 0
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        nonlocal heard
+        heard += 1
+        runner.send_signal(signal.SIGKILL if heard > KILL_AFTER else signal.SIGTERM)
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _wait(runner: "subprocess.Popen[bytes]", coordinator: threading.Thread) -> int:
+    while True:
+        try:
+            return max(0, runner.wait(timeout=1.0))
+        except subprocess.TimeoutExpired:
+            if not coordinator.is_alive():
+                runner.terminate()
+                return 1
