@@ -1,5 +1,6 @@
 """Brings a database to the schema of this version, and says when it is newer than that."""
 
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -24,11 +25,11 @@ def migrate(database: Database) -> str:
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
             connection.commit()
         try:
-            _refuse_newer(connection)
-            config = _config()
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-            connection.commit()
+            if _is_behind(connection):
+                config = _config()
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+                connection.commit()
         finally:
             if not database.is_sqlite:
                 connection.rollback()
@@ -38,7 +39,7 @@ def migrate(database: Database) -> str:
 
 
 def head_revision() -> str:
-    return ScriptDirectory.from_config(_config()).get_current_head() or ""
+    return _scripts().get_current_head() or ""
 
 
 def current_revision(database: Database) -> str | None:
@@ -47,12 +48,20 @@ def current_revision(database: Database) -> str | None:
         return MigrationContext.configure(connection).get_current_revision()
 
 
-def _refuse_newer(connection: Connection) -> None:
+def _is_behind(connection: Connection) -> bool:
     current = MigrationContext.configure(connection).get_current_revision()
     connection.rollback()
-    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if current == head_revision():
+        return False
+    known = {script.revision for script in _scripts().walk_revisions()}
     if current is not None and current not in known:
         raise DatabaseIsNewer(f"the database has revision {current}, which this version does not know")
+    return True
+
+
+@cache
+def _scripts() -> ScriptDirectory:
+    return ScriptDirectory.from_config(_config())
 
 
 def _config() -> Config:
