@@ -43,6 +43,7 @@ DEATH_S: Final = 60.0
 DIAGNOSTICS_LIMIT: Final = 65536
 CONNECTIONS: Final = 64
 OWNER: Final = "buildmill.owner"
+WALLS: Final = ("com.docker.network.bridge.name", "com.docker.network.bridge.enable_icc")
 _NEVER: Final = "0001-01-01T00:00:00Z"
 _MIB: Final = 1024 * 1024
 
@@ -448,9 +449,14 @@ class DockerExecutor:
         }
         with _answers():
             try:
-                if not self._api.networks(names=[f"^{BRIDGE}$"]):
+                found = [n for n in self._api.networks(names=[BRIDGE]) if n["Name"] == BRIDGE]
+                if not found:
                     labels = {"buildmill.managed": "1"}
                     self._api.create_network(BRIDGE, "bridge", options, labels=labels, check_duplicate=True)
+                elif any((found[0].get("Options") or {}).get(name) != options[name] for name in WALLS):
+                    raise BadSetup(
+                        f"the network {BRIDGE} lets steps reach each other: docker network rm {BRIDGE}"
+                    )
             except docker.errors.APIError as error:
                 if error.status_code != 409:  # another runner of this machine was faster
                     raise BadSetup(f"the engine cannot make the network {BRIDGE}: {_text(error)}") from error
