@@ -30,7 +30,7 @@ def settle_build(
     said = {
         BuildState.SUCCEEDED: None,
         BuildState.CANCELLED: str(Reason.CANCELLED),
-    }.get(outcome, reason)
+    }.get(outcome, steps.find_first_reason(tx, build_id) or reason)
     if builds.move_build(tx, build_id, event, finished_at=now, reason=said):
         audit.record(
             tx,

@@ -229,6 +229,17 @@ def count_states(tx: Session, build_id: str) -> dict[StepState, int]:
     return {StepState(state): count for state, count in tx.connection().execute(statement)}
 
 
+def find_first_reason(tx: Session, build_id: str) -> str | None:
+    """Why the build's first failed step failed; others may have ended well after it."""
+    statement = (
+        select(STEPS.c.reason)
+        .where(STEPS.c.build_id == build_id, STEPS.c.state == StepState.FAILED)
+        .order_by(STEPS.c.finished_at, STEPS.c.position)
+        .limit(1)
+    )
+    return tx.connection().execute(statement).scalar_one_or_none()
+
+
 def list_dependencies(tx: Session, build_id: str) -> dict[str, list[str]]:
     """Every arrow of the build: step id to the ids it depends on directly."""
     statement = select(DEPENDENCIES.c.step_id, DEPENDENCIES.c.depends_on_id).where(

@@ -22,6 +22,18 @@ def test_a_diamond_runs_from_top_to_bottom(mill: Mill) -> None:
     assert mill.build(build.id).reason is None
 
 
+def test_a_build_tells_why_its_first_failed_step_failed_whatever_ends_last(mill: Mill) -> None:
+    build = mill.a_build(a_spec(bad=[], worse=[], good=[]))
+    held = {one.claim.name: one for one in mill.acquire(mill.a_runner(), slots=3)}
+
+    mill.complete(held["bad"], "failed", reason="timeout")
+    mill.complete(held["worse"], "failed", reason="oom")
+    mill.complete(held["good"])
+
+    assert mill.build(build.id).state == "failed"
+    assert mill.build(build.id).reason == "timeout"
+
+
 def test_a_step_waits_for_the_last_of_those_it_depends_on(mill: Mill) -> None:
     build = mill.a_build(a_spec(one=[], two=[], both=["one", "two"]))
     first, second = mill.acquire(mill.a_runner(), slots=2)
