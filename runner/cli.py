@@ -6,6 +6,7 @@ import secrets
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from runner.workspace import Workspaces
 from shared.protocol import Registration
 
 log = structlog.get_logger()
+
+Connect = Callable[[str, str], Client]  # the coordinator's address and the runner's secret
 
 
 @click.command()
@@ -62,11 +65,11 @@ def runner(once: bool, **options: Any) -> None:
         raise click.ClickException(str(error)) from error
 
 
-def make_agent(settings: Settings, *, once: bool = False) -> Agent:
+def make_agent(settings: Settings, *, once: bool = False, connect: Connect = Client) -> Agent:
     """Put the runner together, registering it if this state folder has no identity yet."""
     state = settings.state.absolute()
-    identity = load_identity(state) or _register(settings, state)
-    client = Client(settings.coordinator, identity.secret)
+    identity = load_identity(state) or _register(settings, state, connect)
+    client = connect(settings.coordinator, identity.secret)
     credentials = load_credentials(settings.credentials)
     layers, sentence = choose_layers(state)
     click.echo(f"runner: {identity.runner_id}  coordinator: {settings.coordinator}  {sentence}")
@@ -123,14 +126,14 @@ def _open_executor(settings: Settings, identity: Identity, state: Path) -> Execu
     return executor
 
 
-def _register(settings: Settings, state: Path) -> Identity:
+def _register(settings: Settings, state: Path, connect: Connect) -> Identity:
     said = Registration(
         name=settings.name or f"{socket.gethostname()[:60]}-{secrets.token_hex(3)}",
         labels=settings.label_list,
         platform=f"{platform.system()}-{platform.machine()}".lower(),
         version=_version(),
     )
-    client = Client(settings.coordinator)
+    client = connect(settings.coordinator, "")
     try:
         answer = client.register(said, _read_token(settings.token_file))
     except Unreachable as error:
