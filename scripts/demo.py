@@ -36,7 +36,8 @@ echo "pip cache: $(find "$PIP_CACHE_DIR" -type f | wc -l) files before"
 place=$(mktemp -d)
 python3 -m venv "$place"
 . "$place/bin/activate"
-pip install "$@" | grep -vE '^(Looking|Processing|Requirement)' || true
+pip install --progress-bar off "$@" > "$place/pip.log" || { cat "$place/pip.log"; exit 1; }
+grep -E '^ *(Stored|Using cached|Successfully)' "$place/pip.log" || echo "pip had nothing to do"
 """
 
 

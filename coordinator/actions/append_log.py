@@ -81,6 +81,14 @@ def store_log(
     return Appended(size + len(kept), action, is_full)
 
 
+def forget_log(tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof) -> None:
+    """The stored bytes are not those that were sent: begin anew. A log that has reached its limit stays."""
+    step = get_leased_step(tx, site, caller, step_id, proof)
+    row = attempts.find_attempt(tx, step_id, proof.attempt)
+    if row is not None and row.log_state == "open":
+        steps.change_attempt(tx, step_id, step.attempt, log_size=0)
+
+
 def _fresh_part(site: Site, path: Path, size: int, offset: int, data: bytes) -> bytes:
     overlap = min(size - offset, len(data))
     if overlap and site.logs.read(path, offset, overlap) != data[:overlap]:

@@ -88,6 +88,8 @@ def refuse_open_doors(settings: Settings) -> None:
 
 
 def prepare_data(data: Path) -> None:
+    """The folder itself; nobody else reads what this process makes from here on."""
+    os.umask(0o077)
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

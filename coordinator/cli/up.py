@@ -82,7 +82,7 @@ def _start_runner(
     argv += ["--state", str(state), "--slots", str(slots), "--executor", executor]
     argv += ["--token-file", str(data / "keys" / "registration-token")]
     # a session of its own: an interrupt of the terminal reaches it through us, in order
-    return subprocess.Popen(argv, start_new_session=True)
+    return subprocess.Popen(argv, start_new_session=True, umask=0o022)
 
 
 def _stop_in_order(runner: "subprocess.Popen[bytes]") -> None:

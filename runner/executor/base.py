@@ -93,6 +93,9 @@ class Executor(Protocol):
     def pull(self, image: str, *, deadline_s: float, progress: Callable[[str], None]) -> str:
         """Make the image present and return its digest or id; `progress` gets lines for the step's log."""
 
+    def make_files(self, attempt_dir: Path) -> None:
+        """Make log, rc and pipe, so that the log can be written before anything runs; harmless twice."""
+
     def create(self, job: Job) -> Created:
         """Make everything ready to start; a second call for the same attempt adopts what stands."""
 

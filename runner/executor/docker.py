@@ -33,6 +33,9 @@ from runner.executor.pulls import PullFailed, Pulls
 from shared.reasons import Reason
 
 CAPABILITIES: Final = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID", "KILL", "NET_BIND_SERVICE")
+# Without a value the engine takes them out of the image's environment: they would make a shell run other
+# commands than the step's, or none at all and still end with 0.
+UNSET: Final = ("BASH_ENV", "ENV", "SHELLOPTS", "BASHOPTS")
 NETWORKS: Final = frozenset({"bridge", "none"})
 BRIDGE: Final = "buildmill0"
 REQUEST_S: Final = 60
@@ -319,7 +322,7 @@ class DockerExecutor:
             "Entrypoint": ["/bin/sh", f"{launcher.INSIDE}/launch.sh"],
             "Cmd": [],
             "WorkingDir": "/workspace",
-            "Env": [f"{name}={value}" for name, value in self._env(job).items()],
+            "Env": [*(f"{name}={value}" for name, value in self._env(job).items()), *UNSET],
             "Labels": _labels(job) | {"buildmill.image": job.image},
             "Tty": False,
             "OpenStdin": False,

@@ -289,3 +289,22 @@ def test_starting_costs_less_than_the_engine_own_way(executor, engine, job) -> N
     ours = time.monotonic() - begun
 
     assert ours < 5
+
+
+def test_an_image_cannot_make_the_shell_skip_the_script(executor, engine, job) -> None:
+    """SHELLOPTS=noexec in an image makes bash read a script, run none of it and end with 0."""
+    base = engine.inspect_image("buildmill/python:3")["Id"]
+    source = engine.create_container(base)["Id"]
+    changes = ["ENV SHELLOPTS=noexec", "ENV BASH_ENV=/tmp/evil", "ENV ENV=/tmp/evil"]
+    made = engine.commit(source, changes=changes)["Id"]
+    attempt = job("echo it ran; exit 7", image=made)
+
+    try:
+        ended = run(executor, attempt)
+    finally:
+        executor.destroy(attempt)
+        engine.remove_container(source)
+        engine.remove_image(made, force=True)
+
+    assert (ended.rc, ended.code) == (7, 7)
+    assert "it ran" in log_of(attempt)

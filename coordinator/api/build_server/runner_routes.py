@@ -8,7 +8,7 @@ from typing import Any
 from starlette.responses import Response
 
 from coordinator.actions.acquire_steps import acquire_steps
-from coordinator.actions.append_log import Appended
+from coordinator.actions.append_log import Appended, forget_log
 from coordinator.actions.append_log import append_log as append_log_action
 from coordinator.actions.bind_source import bind_source as bind_source_action
 from coordinator.actions.complete_step import (
@@ -16,6 +16,7 @@ from coordinator.actions.complete_step import (
     Verdict,
     complete_bare_step,
     log_to_seal,
+    require_step,
 )
 from coordinator.actions.complete_step import complete_step as complete_step_action
 from coordinator.actions.register_runner import register_runner as register_runner_action
@@ -30,7 +31,7 @@ from coordinator.api.build_server.operations import RUNNER, error, operation
 from coordinator.api.build_server.shapes import STEP_STATUS, AppendQuery, ReceivedOut
 from coordinator.api.endpoint import Answer, Call, Endpoint, json_answer
 from coordinator.bell import READY, log_topic
-from coordinator.errors import Invalid, NotFound, TooLarge
+from coordinator.errors import Invalid, LogIncomplete, NotFound, TooLarge
 from coordinator.rules.access import Audience, Policy
 from shared.paths import MAX_APPEND_BYTES, SCRIPT_DIGEST_HEADER
 from shared.protocol import (
@@ -226,6 +227,12 @@ async def get_blob(call: Call) -> Response:
     )
 
 
+async def require_bare_step(call: Call) -> None:
+    """An unknown step is 404 whatever the body of a caller without a lease holds."""
+    if call.maybe_proof() is None:
+        await call.read(require_step, call.caller, call.path["stepId"])
+
+
 async def complete_step(call: Call) -> Response:
     proof, site, step_id = call.maybe_proof(), call.state.site, call.path["stepId"]
     if proof is None:
@@ -234,9 +241,18 @@ async def complete_step(call: Call) -> Response:
         step = (site, call.caller, step_id, proof)
         size, path = await call.read(log_to_seal, *step)
         digest = await asyncio.to_thread(site.logs.seal, path, size)
+        await _require_same_bytes(call, step, size, digest)
         verdict = await call.write(complete_step_action, *step, call.body, SealedLog(size, digest))
     call.state.bell.ring(READY, log_topic(step_id))
     return json_answer(_completed(verdict))
+
+
+async def _require_same_bytes(call: Call, step: Any, size: int, digest: str) -> None:
+    """A log that is as long as the runner's and differs was spoilt on our disk: ask for all of it again."""
+    said: Completion = call.body
+    if said.log_sha256 and said.log_size == size and said.log_sha256 != digest:
+        await call.change(forget_log, *step)
+        raise LogIncomplete(0)
 
 
 def _completed(verdict: Verdict) -> Completed:
@@ -331,6 +347,7 @@ ENDPOINTS: list[Endpoint] = [
         description="Marks a build step as completed and updates the build status",
         tag="Runner",
         policy=_STEP,
+        before_body=require_bare_step,
         body=Completion,
         body_limit=COMPLETION_BODY,
         ok={200: Answer("Step completed successfully", Completed)},
