@@ -87,6 +87,11 @@ def complete_step(
     return _finish(tx, step, said, sealed, now=now)
 
 
+def require_step(tx: Session, caller: Caller, step_id: str) -> None:
+    """NotFound, unless there is such a step and the caller may see it."""
+    _require_visible(tx, caller, steps.get_step(tx, step_id))
+
+
 def complete_bare_step(
     tx: Session, site: Site, caller: Caller, step_id: str, said: Completion, *, now: datetime
 ) -> Verdict:

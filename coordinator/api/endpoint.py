@@ -5,7 +5,7 @@ A surface is a list of Endpoints. What an Endpoint declares is also what the ser
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, TypeVar
 
 import structlog
@@ -60,6 +60,7 @@ class Endpoint:
     documented_body: type[BaseModel] | None = None
     query: type[BaseModel] | None = None
     takes_stream: bool = False
+    before_body: "Callable[[Call], Awaitable[None]] | None" = None
     body_limit: int = MAX_BODY
     is_contract: bool = False
     parameters: Mapping[str, str] = field(default_factory=dict)
@@ -192,10 +193,13 @@ class _PathApp:
         caller = await self._doorkeeper.admit(endpoint.policy.audience, scope["headers"], address)
         query = _read_query(endpoint, scope)
         path = {name: str(value) for name, value in request.path_params.items()}
-        body = raw = None
-        if not endpoint.takes_stream:
-            body, raw = await self._read_body(endpoint, request)
-        return Call(self._state, endpoint, request, caller, path, body, raw, query)
+        call = Call(self._state, endpoint, request, caller, path, query=query)
+        if endpoint.before_body is not None:
+            await endpoint.before_body(call)
+        if endpoint.takes_stream:
+            return call
+        body, raw = await self._read_body(endpoint, request)
+        return replace(call, body=body, raw_body=raw)
 
     async def _read_body(self, endpoint: Endpoint, request: Request) -> tuple[Any, Any]:
         if endpoint.method == "GET":
