@@ -2,6 +2,8 @@
 
 import importlib
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -10,11 +12,16 @@ from typing import Any
 from sqlalchemy import Engine, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DataError, DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, OperationalError
 from sqlmodel import Session
 
 SAFE_SQLITE = (3, 51, 3)  # older ones can lose committed data with several connections in WAL mode
+_EXAMPLES = "write sqlite:////path/to/file.db or postgresql://user:password@host/name"
 _RETRIABLE_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
+
+
+class UnusableDatabase(Exception):
+    """The database that was named cannot be used; the message says why, in one line and without passwords."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,26 @@ class Database:
 
 
 def open_database(url: str, *, readers: int = 2, writers: int = 4) -> Database:
-    """Open the database at `url` with durable settings."""
-    parsed = make_url(url)
+    """Open the database at `url` with durable settings, or UnusableDatabase."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise UnusableDatabase(f"this is no database URL; {_EXAMPLES}") from error
     if parsed.get_backend_name() == "sqlite":
         return _open_sqlite(parsed)
-    return _open_postgres(parsed, readers=readers, writers=writers)
+    if parsed.get_backend_name() in ("postgres", "postgresql"):
+        return _open_postgres(parsed, readers=readers, writers=writers)
+    raise UnusableDatabase(f"{parsed.get_backend_name()} is not supported; {_EXAMPLES}")
+
+
+@contextmanager
+def saying_what_is_wrong() -> Iterator[None]:
+    """While a database is opened and migrated: what an operator can mend becomes UnusableDatabase."""
+    try:
+        yield
+    except DBAPIError as error:
+        said = str(error.orig).strip().splitlines() or [type(error).__name__]
+        raise UnusableDatabase(f"the database does not answer: {said[0]}") from error
 
 
 def _sqlite_module() -> ModuleType:
@@ -125,4 +147,6 @@ def insert_if_absent(tx: Session, table: Table, row: dict[str, Any]) -> bool:
     """Insert `row`; False when its key is taken already. The same on both databases."""
     dialect = tx.get_bind().dialect.name
     insert = sqlite.insert if dialect == "sqlite" else postgresql.insert
-    return bool(tx.connection().execute(insert(table).values(row).on_conflict_do_nothing()).rowcount)
+    # what was inserted is asked for by name: a driver may count -1 rows
+    statement = insert(table).values(row).on_conflict_do_nothing().returning(*table.primary_key)
+    return tx.connection().execute(statement).first() is not None
