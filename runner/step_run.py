@@ -414,6 +414,7 @@ class StepRun:
             except Refused as error:
                 self._tell_less(error)
             else:
+                log.info("step_completed", step=self._claim.step_id, status=said.status)
                 self._journal.advance(JournalPhase.DONE)
                 return
         raise LeaseLost("the coordinator never accepted the completion")
