@@ -179,9 +179,9 @@ class Agent:
             log.info("release_unanswered", step=claim.step_id, cause=str(error))  # its time limit does it
 
     def _begin(self, claim: Claim) -> None:
+        log.info("step_acquired", step=claim.step_id, attempt=claim.attempt, name=claim.name)
         folder = attempt_dir(self._state, claim.step_id, claim.attempt)
         journal = Journal.load(folder) or Journal.create(folder, claim.model_dump(mode="json"))
-        log.info("step_acquired", step=claim.step_id, attempt=claim.attempt, name=claim.name)
         self._work_on(journal, Attempt(Proof(claim.step_id, claim.attempt, claim.lease)))
 
     def _work_on(self, journal: Journal, attempt: Attempt) -> None:
