@@ -94,7 +94,9 @@ class Agent:
         """Until drained. Attempts of a former life are adopted before new steps are taken."""
         self._means.trash.start()
         self._janitor.sweep_leftovers()
-        self._adopt()
+        if not self._adopt():
+            self._close_means()
+            return
         self._pulse.start()
         self._janitor.start()
         try:
@@ -106,9 +108,12 @@ class Agent:
         finally:
             self._pulse.stop()
             self._janitor.stop()
-            self._means.caches.close()
-            self._means.executor.close()
-            self._means.trash.close()
+            self._close_means()
+
+    def _close_means(self) -> None:
+        self._means.caches.close()
+        self._means.executor.close()
+        self._means.trash.close()
 
     def _poll_until_drained(self) -> None:
         """Polls in a thread of its own: a drain does not wait for the end of a long poll."""
@@ -204,8 +209,11 @@ class Agent:
 
     # --- a restart ----------------------------------------------------------------------------------
 
-    def _adopt(self) -> None:
-        """Go on with the attempts a former process left, as the coordinator sees fit."""
+    def _adopt(self) -> bool:
+        """Go on with the attempts a former process left, as the coordinator sees fit.
+
+        False when this process is told to end before the coordinator has said so: the next one asks again.
+        """
         journals = open_journals(self._state)
         held = {}
         for journal in journals:
@@ -213,12 +221,16 @@ class Agent:
             proof = Proof(claim.step_id, claim.attempt, claim.lease)
             held[claim.step_id, claim.attempt] = (journal, Attempt(proof, phase=Phase.RUNNING))
         said = Resume(session=self._session, attempts=[attempt.report() for _, attempt in held.values()])
-        answer: Orders = insist(
-            lambda: self._means.client.resume(said),
-            given_up=self._draining,
-            stopping=self._draining,
-            longest_s=RESUME_LONGEST_S,
-        )
+        try:
+            answer: Orders = insist(
+                lambda: self._means.client.resume(said),
+                given_up=self._draining,
+                stopping=self._draining,
+                longest_s=RESUME_LONGEST_S,
+            )
+        except (LeaseLost, Unreachable):
+            log.warning("stopped_before_the_coordinator_answered", attempts=len(held))
+            return False
         orders = {(order.step_id, order.attempt): order for order in answer.attempts}
         for key, (journal, attempt) in held.items():
             order = orders.get(key)
@@ -228,6 +240,7 @@ class Agent:
             else:
                 attempt.obey(order)
             self._work_on(journal, attempt)
+        return True
 
     def _held(self) -> list[Attempt]:
         with self._lock:

@@ -20,7 +20,7 @@ from runner.blobs import LocalBlobs
 from runner.cache import CacheStore
 from runner.client import Client
 from runner.credentials import load_credentials
-from runner.errors import BadSetup, Refused, Unreachable
+from runner.errors import BadSetup, Refused, Unauthorized, Unreachable
 from runner.executor.base import Executor
 from runner.git import unprivileged_user
 from runner.janitor import Janitor
@@ -40,22 +40,51 @@ Connect = Callable[[str, str], Client]  # the coordinator's address and the runn
 
 @click.command()
 @click.option("--coordinator", help="Address of the coordinator (default http://127.0.0.1:3000).")
-@click.option("--state", type=click.Path(path_type=Path), help="Folder of workspaces, caches and journals.")
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    help="Folder of identity, workspaces, caches and journals, for one runner (default /var/lib/buildmill).",
+)
 @click.option("--slots", type=click.IntRange(1, 64), help="How many steps run at once (default 2).")
-@click.option("--name", help="Name of the runner; the machine's by default.")
-@click.option("--token-file", type=click.Path(path_type=Path), help="File with the registration token.")
-@click.option("--labels", help="Labels of the runner, separated by commas.")
-@click.option("--executor", type=click.Choice(["docker", "process"]), help="How steps run (default docker).")
-@click.option("--credentials", type=click.Path(path_type=Path), help="Logins of git hosts and registries.")
-@click.option("--host-trust/--no-host-trust", default=None, help="Pass CA bundle and proxy into containers.")
+@click.option("--name", help="Name of the runner (default: the machine's and some letters).")
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path),
+    help="File with the registration token, read at the first start only.",
+)
+@click.option("--labels", help="What steps may ask for, separated by commas; kept from the first start on.")
+@click.option(
+    "--executor",
+    type=click.Choice(["docker", "process"]),
+    help="docker isolates each step (default); process isolates nothing and needs no engine.",
+)
+@click.option(
+    "--credentials",
+    type=click.Path(path_type=Path),
+    help="File (mode 0600) with logins of git hosts and image registries.",
+)
+@click.option(
+    "--host-trust/--no-host-trust",
+    default=None,
+    help="Pass this machine's CA bundle, proxy and package index into containers (default: no).",
+)
 @click.option("--once", is_flag=True, help="End when there is nothing left to do.")
 def runner(once: bool, **options: Any) -> None:
-    """Take steps from a coordinator and run them on this machine."""
+    """Take steps from a coordinator and run them on this machine.
+
+    The first start registers the runner and keeps its secret in the state folder.
+    TERM or INT: finish what runs, then end. A second time: stop what runs. USR2: end at once and leave
+    everything running for the next process on the same state folder, as an upgrade does.
+
+    Every option but --once is also read from the environment as BUILDMILL_<OPTION>; docs/runner.md has more.
+    """
     try:
         settings = Settings(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
         said = "; ".join(f"{item['loc'][0]}: {item['msg']}" for item in error.errors())
         raise click.ClickException(f"settings: {said}") from error
+    if not settings.coordinator.startswith(("http://", "https://")):
+        raise click.BadParameter("must begin with http:// or https://", param_hint="--coordinator")
     try:
         with StateLock(settings.state.absolute()):
             agent = make_agent(settings, once=once)
@@ -73,6 +102,11 @@ def make_agent(settings: Settings, *, once: bool = False, connect: Connect = Cli
     credentials = load_credentials(settings.credentials)
     layers, sentence = choose_layers(state)
     click.echo(f"runner: {identity.runner_id}  coordinator: {settings.coordinator}  {sentence}")
+    if identity.coordinator != settings.coordinator:
+        click.echo(
+            f"this runner registered with {identity.coordinator}; if {settings.coordinator} is another "
+            f"coordinator, remove {state / 'identity.json'} to register there"
+        )
     trash = Trash(state)
     means = Means(
         runner_id=identity.runner_id,
@@ -136,8 +170,16 @@ def _register(settings: Settings, state: Path, connect: Connect) -> Identity:
     client = connect(settings.coordinator, "")
     try:
         answer = client.register(said, _read_token(settings.token_file))
+    except Unauthorized as error:
+        raise BadSetup(
+            f"the coordinator at {settings.coordinator} does not let this runner in ({error}): --token-file "
+            "names a file with its registration token, which is keys/registration-token in its data folder"
+        ) from error
     except Unreachable as error:
-        raise BadSetup(f"the coordinator at {settings.coordinator} does not register: {error}") from error
+        raise BadSetup(
+            f"the coordinator at {settings.coordinator} cannot be reached ({error}): "
+            "start it, or name another address with --coordinator"
+        ) from error
     except Refused as error:
         raise BadSetup(f"the coordinator refuses to register this runner: {error}") from error
     finally:

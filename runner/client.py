@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from runner.errors import LeaseLost, LogLimit, LogRewind, Refused, Unreachable
+from runner.errors import LeaseLost, LogLimit, LogRewind, Refused, Unauthorized, Unreachable
 from shared import paths
 from shared.protocol import (
     Acquire,
@@ -246,7 +246,7 @@ def _error(answer: httpx.Response) -> Exception:
     code, sentence = str(said.get("code", "")), str(said.get("error", ""))
     size = said.get("size")
     if status in _UNWELCOME:
-        return Unreachable(f"{what}: {sentence}", retry_after_s=UNWELCOME_RETRY_S)
+        return Unauthorized(f"{what}: {sentence}", retry_after_s=UNWELCOME_RETRY_S)
     if isinstance(size, int) and code in ("log_incomplete", "log_conflict", "log_gap"):
         return LogRewind(size)
     if status == 413 and "limit" in said:

@@ -2,6 +2,7 @@
 
 RunnerError
 ├── Unreachable      the coordinator cannot be reached now; try again
+│   └── Unauthorized   it answers, and does not know our credential; an operator can mend that
 ├── LeaseLost        this attempt is no longer ours; stop and forget it
 ├── Refused          the coordinator refuses this request for good
 ├── LogRewind        the coordinator holds another length of the log
@@ -24,6 +25,10 @@ class Unreachable(RunnerError):
     def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+
+class Unauthorized(Unreachable):
+    """The coordinator does not accept the credential, or not any more; work is kept until it does."""
 
 
 class LeaseLost(RunnerError):

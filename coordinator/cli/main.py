@@ -40,4 +40,8 @@ class Lazily(click.Group):
 @click.group(cls=Lazily, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(program_version(), prog_name="buildmill")
 def main() -> None:
-    """Buildmill: a coordinator that keeps builds, and runners that do them."""
+    """Buildmill: a coordinator that keeps builds, and runners that do them.
+
+    `buildmill up` runs both on this machine. To use several machines, start `buildmill coordinator` on one
+    and `buildmill runner` on each of the others.
+    """

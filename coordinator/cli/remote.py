@@ -26,11 +26,24 @@ COLOURS = {"SUCCESS": "green", "FAILED": "red", "CANCELLED": "yellow", "RUNNING"
 
 @click.command()
 @click.argument("build_id")
-@click.option("--coordinator", default="http://127.0.0.1:3000", show_default=True, help="Its address.")
-@click.option("--token-file", type=click.File(), help="File with a token, where one is needed.")
+@click.option(
+    "--coordinator",
+    default="http://127.0.0.1:3000",
+    show_default=True,
+    help="Address of the coordinator that has the build.",
+)
+@click.option(
+    "--token-file", type=click.File(), help="File with a token, for a coordinator with --auth token."
+)
 @click.option("--logs/--no-logs", default=True, show_default=True, help="Show the steps' live logs.")
 def watch(build_id: str, coordinator: str, token_file: Any, logs: bool) -> None:
-    """Follow a build: its graph, its steps and their logs. Ends with 0 when it succeeds."""
+    """Follow a build: its graph, its steps and their logs.
+
+    The exit code is 0 when the build has succeeded and 1 when it has not. A coordinator that goes away on
+    the way is waited for.
+    """
+    if not coordinator.startswith(("http://", "https://")):
+        raise click.BadParameter("must begin with http:// or https://", param_hint="--coordinator")
     token = token_file.read().strip() if token_file else ""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with httpx.Client(base_url=coordinator, headers=headers, timeout=30.0, trust_env=False) as client:
@@ -50,7 +63,7 @@ class Watcher:
 
     def run(self) -> bool:
         """True when the build succeeded."""
-        build = self._look()
+        build = self._look(is_first=True)
         self._say_line(f"build {build['number']}: {graph_line(build['steps'])}")
         while True:
             self._show_changes(build)
@@ -64,7 +77,7 @@ class Watcher:
         self._say_line(click.style(f"build {build['number']} {build['status']}{reason}", bold=True))
         return bool(build["status"] == "SUCCESS")
 
-    def _look(self) -> dict[str, Any]:
+    def _look(self, *, is_first: bool = False) -> dict[str, Any]:
         deadline = time.monotonic() + PATIENCE_S
         said = False
         while True:
@@ -72,8 +85,12 @@ class Watcher:
                 answer = self.client.get(f"/api/builds/{self.build_id}")
                 if answer.status_code < 500:
                     break
-            except httpx.HTTPError:
-                pass  # it is restarting: the loop below says so once and asks again
+            except httpx.HTTPError as error:
+                if is_first:
+                    raise click.ClickException(
+                        f"no coordinator answers at {self.client.base_url}: {error}"
+                    ) from error
+                # it is restarting: the loop below says so once and asks again
             if time.monotonic() > deadline:
                 raise click.ClickException("the coordinator does not come back")
             if not said:

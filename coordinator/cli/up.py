@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +15,15 @@ from typing import Any
 import click
 import uvicorn
 
-from coordinator.cli.serve import only_process, prepare_data, read_settings, refuse_open_doors
+from coordinator.cli.serve import (
+    address_of,
+    explaining_the_database,
+    listening,
+    only_process,
+    prepare_data,
+    read_settings,
+    refuse_open_doors,
+)
 
 READY_S = 60.0
 STOP_S = 30.0
@@ -22,15 +31,33 @@ KILL_AFTER = 3
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on (default 3000).")
-@click.option("--data", type=click.Path(path_type=Path), help="Folder of database, logs, blobs and keys.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on (default 3000; 0: any).")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Folder of database, logs, blobs and keys (default ./buildmill-data).",
+)
 @click.option("--slots", type=click.IntRange(1, 64), default=2, show_default=True, help="Steps at once.")
-@click.option("--executor", type=click.Choice(["docker", "process"]), default="docker", show_default=True)
-@click.option("--state", type=click.Path(path_type=Path), help="Folder of the runner.")
+@click.option(
+    "--executor",
+    type=click.Choice(["docker", "process"]),
+    default="docker",
+    show_default=True,
+    help="docker isolates each step; process isolates nothing and needs no engine.",
+)
+@click.option(
+    "--state",
+    type=click.Path(path_type=Path),
+    help="Folder of the runner (default: below the data folder; for root below /var/lib/buildmill).",
+)
 def up(slots: int, executor: str, state: Path | None, **options: Any) -> None:
     """Run the coordinator and one runner until interrupted.
 
-    Interrupted once, running steps are finished first; twice, they are stopped.
+    All of Buildmill on one machine, for one person: the API is open to local callers and to nobody else.
+    Interrupted once, running steps are finished first; twice, they are stopped; a fourth time, the runner
+    is killed and goes on with its steps at the next start.
+
+    Runners on other machines: see docs/runner.md.
     """
     from coordinator.api.server import make_server
     from coordinator.app import create_app
@@ -38,18 +65,21 @@ def up(slots: int, executor: str, state: Path | None, **options: Any) -> None:
     settings = read_settings(options)
     refuse_open_doors(settings)
     prepare_data(settings.data)
-    with only_process(settings):
+    with only_process(settings), listening(settings) as door:
+        with explaining_the_database():
+            app = create_app(settings)
         server = make_server(
-            create_app(settings),
+            app,
             host=settings.host,
             port=settings.port,
             header_deadline_s=settings.header_deadline,
         )
-        address = f"http://{settings.host}:{settings.port}"
-        thread = _serve(server, address)
+        address = address_of(door)
+        thread = _serve(server, door)
         folder = state or default_runner_state(settings.data.absolute())
         runner = _start_runner(address, folder, slots, executor, settings.data)
-        click.echo(f"up: {address}  (interrupt once to finish what runs, twice to stop it)")
+        click.echo(f"up: {address}  try it: {address}/docs")
+        click.echo("up: interrupt once to finish what runs, twice to stop it")
         _stop_in_order(runner)
         code = _wait(runner, thread)
         server.should_exit = True
@@ -64,13 +94,13 @@ def default_runner_state(data: Path) -> Path:
     return Path("/var/lib/buildmill") / hashlib.sha256(str(data).encode()).hexdigest()[:12]
 
 
-def _serve(server: uvicorn.Server, address: str) -> threading.Thread:
-    thread = threading.Thread(target=server.run, name="coordinator", daemon=True)
+def _serve(server: uvicorn.Server, door: socket.socket) -> threading.Thread:
+    thread = threading.Thread(target=server.run, args=([door],), name="coordinator", daemon=True)
     thread.start()
     deadline = time.monotonic() + READY_S
     while not server.started:
         if not thread.is_alive() or time.monotonic() > deadline:
-            raise click.ClickException(f"the coordinator cannot listen at {address}; is the port taken?")
+            raise click.ClickException("the coordinator did not start; its own log above says why")
         time.sleep(0.02)
     return thread
 

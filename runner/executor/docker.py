@@ -613,7 +613,7 @@ def _connect(base_url: str | None, *, timeout: float | None = REQUEST_S) -> Any:
             _knock(where.removeprefix("unix://"))
         api = docker.APIClient(base_url=where, version="auto", timeout=timeout, max_pool_size=CONNECTIONS)
     except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
-        remedy = "start one (scripts/engine), name it in DOCKER_HOST, or use the process executor"
+        remedy = "start one (scripts/engine), name it in DOCKER_HOST, or say --executor process"
         raise BadSetup(f"no container engine answers at {where}: {error}; {remedy}") from error
     return api
 
