@@ -98,7 +98,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self._stage is _Stage.IDLE:
             self._start_deadline(self.limits.header_deadline_s)
-        messages = self._messages
+        messages, was_body = self._messages, self._stage is _Stage.BODY
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -106,7 +106,7 @@ class BoundedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._refuse(*self._refusal)
         else:
-            if messages == self._messages and self._stage in (_Stage.IDLE, _Stage.HEAD):
+            if not was_body and messages == self._messages and self._stage in (_Stage.IDLE, _Stage.HEAD):
                 self._count_waiting(len(data))
 
     def pause_writing(self) -> None:

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import uvicorn
@@ -488,6 +489,23 @@ def test_a_connection_goes_on_when_the_unread_body_was_short(port: int) -> None:
         sock.sendall(PLAIN)
 
         assert read_until(sock, b"hello").startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("path", [b"/echo", b"/unread"])
+def test_the_last_piece_of_a_body_does_not_count_as_a_head(app: Starlette, path: bytes) -> None:
+    limits = replace(LIMITS, head_bytes=1000)
+    body = bytes(20 * limits.head_bytes)
+    head = b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % (path, len(body))
+
+    with serving(app, limits) as port, connect(port) as sock:
+        sock.sendall(head)
+        time.sleep(DEADLINE_S / 3)  # so that the body is read by itself
+        sock.sendall(body)
+        time.sleep(DEADLINE_S / 3)
+        sock.sendall(PLAIN)
+        answers = read_until(sock, b"hello")
+
+    assert b" 431 " not in answers
 
 
 @pytest.mark.threat("F07")
