@@ -1,7 +1,9 @@
 """The runner: takes ready steps from a coordinator and runs them on this machine.
 
-Imports go one way:
-shared > settings, errors
-> {client, executor, workspace, cache, artifacts, journal}
-> {log_stream, delivery, lease} > step_run > agent > cli
+Imports go one way; what stands in one pair of braces does not know each other:
+shared
+> {settings, errors, inotify, mask, mounts, slots, deadline, trash, trees, beneath}
+> {durable, credentials, client, executor, insistence, artifacts, layers}
+> {git, journal, blobs, state_dir, cache, workspace, attempt, log_stream}
+> {source, lease, delivery} > means > {janitor, step_run} > agent > cli
 """

@@ -1,7 +1,5 @@
 """What belongs to no surface: health, readiness, the specification and a page to try it."""
 
-from sqlalchemy import text
-from sqlmodel import Session
 from starlette.responses import Response
 
 from coordinator.api import try_page
@@ -10,6 +8,7 @@ from coordinator.api.build_server.shapes import Health
 from coordinator.api.endpoint import Answer, Call, Endpoint, json_answer
 from coordinator.errors import Unavailable
 from coordinator.rules.access import Audience, Policy
+from coordinator.store.health import is_answering
 
 _ANYONE = Policy(Audience.ANYONE, "health:read")
 _READER = Policy(Audience.ANYONE, "specification:read")
@@ -22,13 +21,9 @@ async def healthz(_call: Call) -> Response:
 
 async def readyz(call: Call) -> Response:
     """The database answers."""
-    if not await call.read(_ping):
+    if not await call.read(is_answering):
         raise Unavailable("the database does not answer")
     return json_answer(Health(status="ready"))
-
-
-def _ping(tx: Session) -> bool:
-    return bool(tx.connection().execute(text("SELECT 1")).scalar_one() == 1)
 
 
 async def show_specification(call: Call) -> Response:
