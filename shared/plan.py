@@ -17,6 +17,7 @@ from shared.workflow import MAX_ENV_BYTES, MAX_STEPS, StepSpec
 
 MAX_FAULTS = 1_000
 MAX_DEPENDENCIES = 20_000
+MAX_PATHS = 10_000
 
 
 class InvalidPlan(ValueError):
@@ -54,10 +55,16 @@ def plan_steps(raw: object, *, known_images: Callable[[Collection[str]], Collect
         raise InvalidPlan([Fault("steps", "must be a list")])
     if not 1 <= len(raw) <= MAX_STEPS:
         raise InvalidPlan([Fault("steps", f"must hold 1 to {MAX_STEPS} steps, not {len(raw)}")])
-    faults: list[Fault] = []
-    specs = [_read_step(step, position, faults) for position, step in enumerate(raw)]
-    names = [_text_field(step, "name") for step in raw]
     wishes = [_list_field(step, "dependsOn") for step in raw]
+    faults = _too_much(raw, wishes)
+    if faults:
+        raise InvalidPlan(faults)  # the rest could take long to judge
+    specs = []
+    for position, step in enumerate(raw):
+        specs.append(_read_step(step, position, faults))
+        if len(faults) > MAX_FAULTS:
+            raise InvalidPlan(_bounded(faults))
+    names = [_text_field(step, "name") for step in raw]
     faults += _repeated_names(names)
     dependencies = _resolve_dependencies(names, wishes, faults)
     faults += _unknown_images([_text_field(step, "imageSlug") for step in raw], known_images)
@@ -200,6 +207,20 @@ def _list_field(raw: object, field: str) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def _too_much(raw: Sequence[object], wishes: Sequence[list[Any]]) -> list[Fault]:
+    """What is refused unread, as judging it would take long for nothing."""
+    dependencies = sum(map(len, wishes))
+    paths = sum(len(_list_field(step, "outputPaths")) + len(_list_field(step, "cacheDirs")) for step in raw)
+    faults = []
+    if dependencies > MAX_DEPENDENCIES:
+        faults.append(
+            Fault("steps", f"hold {dependencies} dependencies; at most {MAX_DEPENDENCIES} are possible")
+        )
+    if paths > MAX_PATHS:
+        faults.append(Fault("steps", f"hold {paths} paths; at most {MAX_PATHS} are possible"))
+    return faults
+
+
 def _repeated_names(names: Sequence[str | None]) -> list[Fault]:
     first: dict[str, int] = {}
     faults = []
@@ -219,12 +240,10 @@ def _resolve_dependencies(
 ) -> list[set[int]]:
     positions = {name: position for position, name in reversed(list(enumerate(names))) if name is not None}
     resolved: list[set[int]] = [set() for _ in names]
-    total = 0
     for position, wished in enumerate(wishes):
         for index, name in enumerate(wished[:MAX_STEPS]):
             if not isinstance(name, str):
                 continue
-            total += 1
             where = f"steps[{position}].dependsOn[{index}]"
             if name == names[position]:
                 faults.append(Fault(where, "a step cannot depend on itself"))
@@ -234,8 +253,6 @@ def _resolve_dependencies(
                 faults.append(Fault(where, "names the same step twice"))
             else:
                 resolved[position].add(positions[name])
-    if total > MAX_DEPENDENCIES:
-        faults.append(Fault("steps", f"hold {total} dependencies; at most {MAX_DEPENDENCIES} are possible"))
     return resolved
 
 
