@@ -27,14 +27,16 @@ def acquire_steps(tx: Session, site: Site, caller: Caller, said: Acquire, *, now
         caller,
         said.session,
         now=now,
-        draining=said.draining,
         platform=said.platform,
         version=said.version,
+        **({"draining": True} if said.draining else {}),
     )
     runners.lock_runner(tx, runner.id)
     repeated = steps.list_claims(tx, runner_id=runner.id, request_id=said.request_id)
+    # a poll that was sent before the runner was told to stop may wait for long after its heartbeat says so
+    is_draining = said.draining or runner.draining
     if not repeated and (
-        said.draining or attempts.was_request_used(tx, runner_id=runner.id, request_id=said.request_id)
+        is_draining or attempts.was_request_used(tx, runner_id=runner.id, request_id=said.request_id)
     ):
         return []
     claimed = repeated or _claim(tx, runner, said, now=now)
@@ -50,6 +52,16 @@ def acquire_steps(tx: Session, site: Site, caller: Caller, said: Acquire, *, now
             log.exception("claim_not_renderable", step=step.id)
             _fail(tx, step, now=now)
     return claims
+
+
+def may_wait(tx: Session, caller: Caller, said: Acquire) -> bool:
+    """False when no step will ever come of this request: it had its answer, or the runner is to end."""
+    runner_id = caller.runner_id or ""
+    runner = runners.find_runner(tx, runner_id)
+    is_draining = said.draining or (runner is not None and runner.draining)
+    return not is_draining and not attempts.was_request_used(
+        tx, runner_id=runner_id, request_id=said.request_id
+    )
 
 
 def _claim(tx: Session, runner: Any, said: Acquire, *, now: datetime) -> list[Any]:

@@ -3,13 +3,14 @@
 import pytest
 from sqlalchemy import update
 
+from coordinator.actions.acquire_steps import may_wait
 from coordinator.actions.cancel_build import cancel_build
 from coordinator.actions.renew_leases import resume_attempts
 from coordinator.errors import SessionSuperseded, Unauthenticated
 from coordinator.rules.access import Audience, Caller
 from coordinator.tables import Runner, Step, table_of
 from shared.ids import new_id
-from shared.protocol import Resume
+from shared.protocol import Acquire, Resume
 from tests.factories import LOCAL, ON_POSTGRES, Held, Mill, a_spec, a_step, together
 
 STEPS = table_of(Step)
@@ -190,6 +191,34 @@ def test_a_runner_that_drains_gets_nothing_new_and_keeps_what_it_asked_for(mill:
     assert mill.acquire(runner, draining=True) == []
     again = mill.acquire(runner, request_id="the-request", draining=True)
     assert [one.step_id for one in again] == [one.step_id for one in held]
+
+
+def test_a_poll_from_before_the_runner_was_told_to_stop_gets_nothing_either(mill: Mill) -> None:
+    mill.a_build()
+    runner = mill.a_runner()
+
+    mill.heartbeat(runner, draining=True)
+
+    assert mill.acquire(runner, draining=False) == []
+    mill.heartbeat(runner, draining=False)
+    assert len(mill.acquire(runner)) == 1
+
+
+def test_nobody_waits_for_a_request_that_had_its_answer_or_a_runner_that_drains(mill: Mill) -> None:
+    mill.a_build()
+    runner = mill.a_runner()
+
+    def waits(request_id: str, *, draining: bool = False) -> bool:
+        said = Acquire(request_id=request_id, session=runner.session, draining=draining)
+        return mill.tx(may_wait, runner.caller, said)
+
+    assert waits("the-request")
+    assert not waits("the-request", draining=True)
+    mill.acquire(runner, request_id="the-request")
+    assert not waits("the-request")
+    assert waits("the-next-request")
+    mill.heartbeat(runner, draining=True)
+    assert not waits("the-next-request")
 
 
 def test_what_cannot_be_handed_out_fails_alone(mill: Mill) -> None:

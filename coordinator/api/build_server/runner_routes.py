@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from coordinator.actions.acquire_steps import acquire_steps
+from coordinator.actions.acquire_steps import acquire_steps, may_wait
 from coordinator.actions.append_log import Appended, forget_log
 from coordinator.actions.append_log import append_log as append_log_action
 from coordinator.actions.bind_source import bind_source as bind_source_action
@@ -68,6 +68,7 @@ async def acquire(call: Call) -> Response:
     said: Acquire = call.body
     loop = asyncio.get_running_loop()
     deadline = loop.time() + said.wait
+    nothing = Response(status_code=204, headers={"Retry-After": "1"})
     while True:
         ear = call.state.bell.listen(READY)
         try:
@@ -75,9 +76,11 @@ async def acquire(call: Call) -> Response:
             if claims:
                 return json_answer(Claims(claims=claims))
             left = deadline - loop.time()
-            if left <= 0 or await call.request.is_disconnected():
-                return Response(status_code=204, headers={"Retry-After": "1"})
+            if left <= 0 or not await call.read(may_wait, call.caller, said):
+                return nothing
             await ear.wait(min(left, 1.0))
+            if await call.request.is_disconnected():
+                return nothing  # a step is not for who is gone
         finally:
             ear.close()
 
