@@ -26,6 +26,7 @@ from coordinator.store.dialect import (
     is_outage,
     may_be_retried,
 )
+from coordinator.store.lane_session import LaneSession
 
 T = TypeVar("T")
 Action = Callable[[Session], Any]
@@ -124,23 +125,27 @@ class Lanes:
             raise Unavailable("too many requests are waiting for the database")
         lane.put(job)
 
+    def _new_session(self, connect: Callable[[], Connection]) -> LaneSession:
+        is_sqlite = self.database.is_sqlite
+        return LaneSession(connect(), shares_transaction=is_sqlite, is_alone=is_sqlite)
+
     # --- SQLite: one writer, one COMMIT for all that wait -------------------------------------------
 
     def _write_in_groups(self) -> None:
-        connection: Connection | None = None
+        session: LaneSession | None = None
         while True:
             batch = self._next_batch()
             if batch is None:
                 break
             try:
-                connection = connection or self.database.writer.connect()
-                self._commit_group(connection, batch)
+                session = session or self._new_session(self.database.writer.connect)
+                self._commit_group(session, batch)
             except DBAPIError as error:
                 _fail_all(batch, error)
-                _drop(connection)
-                connection = None
+                _drop(session)
+                session = None
             _hand_back(batch)
-        _drop(connection)
+        _drop(session)
 
     def _next_batch(self) -> list[_Job] | None:
         first = self._writes.get()
@@ -158,10 +163,11 @@ class Lanes:
             batch.append(job)
         return batch
 
-    def _commit_group(self, connection: Connection, batch: list[_Job]) -> None:
+    def _commit_group(self, session: LaneSession, batch: list[_Job]) -> None:
+        connection = session.connection()
         with connection.begin():
             for job in batch:
-                _run_in_savepoint(connection, job)
+                _run_in_savepoint(session, job)
                 if has_lost_transaction(connection):
                     # SQLite gave up the whole group: nobody in it may be told it succeeded
                     raise _lost_group(job)
@@ -169,20 +175,20 @@ class Lanes:
     # --- Postgres, and readers: one transaction a job -----------------------------------------------
 
     def _run_singly(self, lane: "queue.SimpleQueue[_Job | None]", connect: Callable[[], Connection]) -> None:
-        connection: Connection | None = None
+        session: LaneSession | None = None
         while (job := lane.get()) is not None:
             for attempt in range(MAX_TRIES):
                 try:
-                    connection = connection or connect()
-                    with connection.begin():
+                    session = session or self._new_session(connect)
+                    with session.connection().begin():
                         job.error = None
-                        _run_plainly(connection, job)
+                        _run_plainly(session, job)
                     break
                 except DBAPIError as error:
                     job.error = error
                     if is_outage(error) and not may_be_retried(error):
-                        _drop(connection)
-                        connection = None
+                        _drop(session)
+                        session = None
                         break
                     if not may_be_retried(error):
                         break
@@ -190,43 +196,39 @@ class Lanes:
                 except _Refusal:
                     break
             _hand_back([job])
-        _drop(connection)
+        _drop(session)
 
 
 class _Refusal(Exception):
     """The action said no: roll back and hand its own error to the caller."""
 
 
-def _run_in_savepoint(connection: Connection, job: _Job) -> None:
-    session = Session(
-        bind=connection, join_transaction_mode="create_savepoint", expire_on_commit=False, autoflush=True
-    )
+def _run_in_savepoint(session: LaneSession, job: _Job) -> None:
+    connection = session.connection()
+    connection.exec_driver_sql("SAVEPOINT action")
     try:
         job.result = job.action(session)
-        session.commit()
+        session.keep()
     except Exception as error:  # noqa: BLE001 - handed to the caller of this action, whatever it is
         job.error = error
         if not has_lost_transaction(connection):
-            session.rollback()
-    finally:
-        if not has_lost_transaction(connection):
-            session.close()
+            session.forget()
+            connection.exec_driver_sql("ROLLBACK TO action")
+    if not has_lost_transaction(connection):
+        connection.exec_driver_sql("RELEASE action")
 
 
-def _run_plainly(connection: Connection, job: _Job) -> None:
-    session = Session(
-        bind=connection, join_transaction_mode="rollback_only", expire_on_commit=False, autoflush=True
-    )
+def _run_plainly(session: LaneSession, job: _Job) -> None:
     try:
         job.result = job.action(session)
-        session.flush()
+        session.keep()
     except DBAPIError:
+        session.forget()
         raise
     except Exception as error:
+        session.forget()
         job.error = error
         raise _Refusal from error
-    finally:
-        session.expunge_all()
 
 
 def _lost_group(job: _Job) -> DBAPIError:
@@ -242,9 +244,9 @@ def _fail_all(batch: list[_Job], error: DBAPIError) -> None:
             job.error = Unavailable("the database could not commit; try again")
 
 
-def _drop(connection: Connection | None) -> None:
-    if connection is not None:
-        connection.close()
+def _drop(session: LaneSession | None) -> None:
+    if session is not None:
+        session.connection().close()
 
 
 def _hand_back(batch: list[_Job]) -> None:

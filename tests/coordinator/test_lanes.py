@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import insert, select, text, update
+from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session
 
 from coordinator.errors import Conflict, Invalid, Unavailable
@@ -99,6 +100,35 @@ async def test_a_failing_action_does_not_touch_its_neighbours(lanes: Lanes, data
     assert isinstance(answers[3], Exception)  # its key is taken
     assert answers[4] == "three"
     assert stored_in(database) == {"one", "two", "three"}
+
+
+async def test_an_object_that_cannot_be_stored_does_not_touch_its_neighbours(
+    lanes: Lanes, database: Database
+) -> None:
+    def store_object(name: str) -> Callable[[Session], None]:
+        return lambda tx: tx.add(Tenant(id=name, account=name, created_at=MORNING))
+
+    def store_both(tx: Session) -> None:
+        store("by-statement")(tx)
+        store_object("one")(tx)
+
+    await lanes.write(store_object("one"))
+    answers = await as_one_group(lanes, store_object("two"), store_both, store("three"))
+
+    assert [type(answer) for answer in answers] == [type(None), IntegrityError, str]
+    assert stored_in(database) == {"one", "two", "three"}
+
+
+async def test_an_action_sees_no_object_of_the_one_before(lanes: Lanes, database: Database) -> None:
+    await lanes.write(store("one"))
+
+    def rename(tx: Session) -> None:
+        tx.get_one(Tenant, "one").account = "renamed"
+        raise Conflict("no")
+
+    _, seen = await as_one_group(lanes, rename, lambda tx: tx.get_one(Tenant, "one").account)
+
+    assert seen == "one"
 
 
 async def test_an_unforeseen_error_reaches_its_own_caller_only(lanes: Lanes, database: Database) -> None:
