@@ -1,16 +1,30 @@
 """The history of attempts: opened by a claim, ended once."""
 
+import functools
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import Update, insert, select, update
 from sqlalchemy.engine import Row
 from sqlmodel import Session
 
+from coordinator.store.statements import as_new, given, new_values
 from coordinator.tables import StepAttempt, table_of
 
 ATTEMPTS = table_of(StepAttempt)
+
+_IS_IT = (ATTEMPTS.c.step_id == given(ATTEMPTS.c.step_id), ATTEMPTS.c.attempt == given(ATTEMPTS.c.attempt))
+_INSERT = insert(ATTEMPTS)
+_FIND = select(ATTEMPTS).where(*_IS_IT)
+_USED = (
+    select(ATTEMPTS.c.step_id)
+    .where(
+        ATTEMPTS.c.runner_id == given(ATTEMPTS.c.runner_id),
+        ATTEMPTS.c.request_id == given(ATTEMPTS.c.request_id),
+    )
+    .limit(1)
+)
 
 
 def insert_attempts(tx: Session, steps: Sequence[Any], *, now: datetime) -> None:
@@ -29,19 +43,22 @@ def insert_attempts(tx: Session, steps: Sequence[Any], *, now: datetime) -> None
         }
         for step in steps
     ]
-    tx.connection().execute(insert(ATTEMPTS), rows)
+    tx.connection().execute(_INSERT, rows)
 
 
 def find_attempt(tx: Session, step_id: str, attempt: int) -> Row[Any] | None:
-    statement = select(ATTEMPTS).where(ATTEMPTS.c.step_id == step_id, ATTEMPTS.c.attempt == attempt)
-    return tx.connection().execute(statement).one_or_none()
+    which = {"the_step_id": step_id, "the_attempt": attempt}
+    return tx.connection().execute(_FIND, which).one_or_none()
 
 
 def change_attempt(tx: Session, step_id: str, attempt: int, **values: Any) -> None:
-    statement = (
-        update(ATTEMPTS).where(ATTEMPTS.c.step_id == step_id, ATTEMPTS.c.attempt == attempt).values(**values)
-    )
-    tx.connection().execute(statement)
+    which = {"the_step_id": step_id, "the_attempt": attempt}
+    tx.connection().execute(_change(tuple(values)), which | as_new(values))
+
+
+@functools.cache
+def _change(names: tuple[str, ...]) -> Update:
+    return update(ATTEMPTS).where(*_IS_IT).values(new_values(ATTEMPTS, names))
 
 
 def list_attempts(tx: Session, step_ids: Sequence[str]) -> dict[str, list[Row[Any]]]:
@@ -55,9 +72,5 @@ def list_attempts(tx: Session, step_ids: Sequence[str]) -> dict[str, list[Row[An
 
 def was_request_used(tx: Session, *, runner_id: str, request_id: str) -> bool:
     """True when this acquire has been answered with steps before."""
-    statement = (
-        select(ATTEMPTS.c.step_id)
-        .where(ATTEMPTS.c.runner_id == runner_id, ATTEMPTS.c.request_id == request_id)
-        .limit(1)
-    )
-    return tx.connection().execute(statement).first() is not None
+    which = {"the_runner_id": runner_id, "the_request_id": request_id}
+    return tx.connection().execute(_USED, which).first() is not None

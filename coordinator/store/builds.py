@@ -1,15 +1,17 @@
 """Builds: their rows, their lock, their moves."""
 
+import functools
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, update
+from sqlalchemy import Update, func, update
 from sqlalchemy import select as core_select
 from sqlalchemy.engine import Row
 from sqlmodel import Session, col, select
 
 from coordinator.errors import Conflict, NotFound
 from coordinator.rules.transitions import BUILD_TRANSITIONS, BuildEvent
+from coordinator.store.statements import among, as_new, given, given_any, new_values
 from coordinator.tables import Build, table_of
 from shared.states import FINAL_BUILD_STATES
 
@@ -41,12 +43,24 @@ def list_builds(tx: Session, project_id: str, *, limit: int, offset: int) -> tup
     return list(rows), int(total)
 
 
-_LOCK = core_select(BUILDS.c.id, BUILDS.c.state, BUILDS.c.cancel_requested_at, BUILDS.c.project_id)
+_IS_IT = BUILDS.c.id == given(BUILDS.c.id)
+_LOCK = (
+    core_select(BUILDS.c.id, BUILDS.c.state, BUILDS.c.cancel_requested_at, BUILDS.c.project_id)
+    .where(_IS_IT)
+    .with_for_update()
+)
+_BY_ID = core_select(BUILDS).where(given_any(BUILDS.c.id))
+_BEGIN_SOURCES, _BEGIN_TARGET = BUILD_TRANSITIONS[BuildEvent.BEGIN]
+_BEGIN = (
+    update(BUILDS)
+    .where(given_any(BUILDS.c.id), among(BUILDS.c.state, _BEGIN_SOURCES))
+    .values(state=_BEGIN_TARGET, **new_values(BUILDS, ["started_at"]))
+)
 
 
 def lock_build(tx: Session, build_id: str) -> Any:
     """Hold the build until the transaction ends: always before any of its steps is settled."""
-    row = tx.connection().execute(_LOCK.where(BUILDS.c.id == build_id).with_for_update()).one_or_none()
+    row = tx.connection().execute(_LOCK, {"the_id": build_id}).one_or_none()
     if row is None:
         raise NotFound("no such build")
     return row
@@ -54,24 +68,23 @@ def lock_build(tx: Session, build_id: str) -> Any:
 
 def move_build(tx: Session, build_id: str, event: BuildEvent, **values: Any) -> bool:
     """Apply `event` if the build stands where it may; False when it does not."""
+    which = {"the_id": build_id}
+    return tx.connection().execute(_move(event, tuple(values)), which | as_new(values)).rowcount == 1
+
+
+@functools.cache
+def _move(event: BuildEvent, names: tuple[str, ...]) -> Update:
     sources, target = BUILD_TRANSITIONS[event]
-    statement = (
+    return (
         update(BUILDS)
-        .where(BUILDS.c.id == build_id, BUILDS.c.state.in_(sources))
-        .values(state=target, **values)
+        .where(_IS_IT, among(BUILDS.c.state, sources))
+        .values(state=target, **new_values(BUILDS, names))
     )
-    return tx.connection().execute(statement).rowcount == 1
 
 
 def begin_builds(tx: Session, build_ids: set[str], *, now: datetime) -> None:
     """The first claim of a build makes it run."""
-    sources, target = BUILD_TRANSITIONS[BuildEvent.BEGIN]
-    statement = (
-        update(BUILDS)
-        .where(BUILDS.c.id.in_(build_ids), BUILDS.c.state.in_(sources))
-        .values(state=target, started_at=now)
-    )
-    tx.connection().execute(statement)
+    tx.connection().execute(_BEGIN, {"any_id": sorted(build_ids), "new_started_at": now})
 
 
 def bind_commit(tx: Session, build_id: str, commit: str) -> str:
@@ -87,7 +100,7 @@ def bind_commit(tx: Session, build_id: str, commit: str) -> str:
 
 
 def list_builds_by_id(tx: Session, build_ids: set[str]) -> dict[str, Row[Any]]:
-    rows = tx.connection().execute(core_select(BUILDS).where(BUILDS.c.id.in_(build_ids))).all()
+    rows = tx.connection().execute(_BY_ID, {"any_id": sorted(build_ids)}).all()
     return {row.id: row for row in rows}
 
 

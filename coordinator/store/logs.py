@@ -3,22 +3,26 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select
 from sqlalchemy.engine import Row
 from sqlmodel import Session
 
+from coordinator.store.statements import given
 from coordinator.tables import LogAppend, table_of
 
 APPENDS = table_of(LogAppend)
+
+_LAST = select(func.max(APPENDS.c.seq)).where(APPENDS.c.build_id == given(APPENDS.c.build_id))
+_INSERT = insert(APPENDS)
 
 
 def insert_append(
     tx: Session, *, build_id: str, step_id: str, attempt: int, offset: int, length: int, now: datetime
 ) -> None:
     """The next piece of this build's log; the caller holds the build's row."""
-    last = tx.connection().execute(select(func.max(APPENDS.c.seq)).where(APPENDS.c.build_id == build_id))
+    last = tx.connection().execute(_LAST, {"the_build_id": build_id})
     tx.connection().execute(
-        APPENDS.insert(),
+        _INSERT,
         {
             "build_id": build_id,
             "seq": (last.scalar_one() or 0) + 1,

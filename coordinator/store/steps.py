@@ -1,21 +1,112 @@
 """Steps: the queue, the leases and the moves. The statements here are the ones that must be fast."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import exists, func, insert, or_, select, update
+from sqlalchemy import Integer, Update, UpdateBase, bindparam, exists, func, insert, or_, select, update
 from sqlalchemy.engine import Row
 from sqlmodel import Session
 
 from coordinator.errors import NotFound
 from coordinator.rules.transitions import STEP_TRANSITIONS, StepEvent
+from coordinator.store.statements import among, as_new, given, given_any, new_values
 from coordinator.tables import Step, StepDependency, StepLabel, table_of
 from shared.states import LEASED_STEP_STATES, StepState
 
 STEPS = table_of(Step)
 LABELS = table_of(StepLabel)
 DEPENDENCIES = table_of(StepDependency)
+_WAITING = STEPS.alias("waiting")
+
+_IS_IT = STEPS.c.id == given(STEPS.c.id)
+_OF_BUILD = STEPS.c.build_id == given(STEPS.c.build_id)
+_FIND = select(STEPS).where(_IS_IT)
+_LIST = select(STEPS).where(_OF_BUILD).order_by(STEPS.c.position)
+_BY_ID = select(STEPS).where(given_any(STEPS.c.id))
+_COUNT_STATES = select(STEPS.c.state, func.count()).where(_OF_BUILD).group_by(STEPS.c.state)
+_ARROWS = select(DEPENDENCIES.c.step_id, DEPENDENCIES.c.depends_on_id).where(
+    DEPENDENCIES.c.build_id == given(DEPENDENCIES.c.build_id)
+)
+_CLAIMS = (
+    select(STEPS)
+    .where(
+        STEPS.c.runner_id == given(STEPS.c.runner_id),
+        STEPS.c.request_id == given(STEPS.c.request_id),
+        STEPS.c.state == StepState.CLAIMED,
+        STEPS.c.acked_at.is_(None),
+    )
+    .order_by(STEPS.c.ready_at, STEPS.c.id)
+)
+_DEPENDENTS = (
+    select(DEPENDENCIES.c.step_id, STEPS.c.state)
+    .join(STEPS, STEPS.c.id == DEPENDENCIES.c.depends_on_id)
+    .join(_WAITING, _WAITING.c.id == DEPENDENCIES.c.step_id)
+    .where(
+        DEPENDENCIES.c.step_id.in_(
+            select(DEPENDENCIES.c.step_id).where(given_any(DEPENDENCIES.c.depends_on_id))
+        ),
+        _WAITING.c.state == StepState.PENDING,
+    )
+)
+_TOUCH = (
+    update(STEPS)
+    .where(
+        given_any(STEPS.c.id),
+        STEPS.c.runner_id == given(STEPS.c.runner_id),
+        among(STEPS.c.state, LEASED_STEP_STATES),
+    )
+    .values(
+        last_seen_at=bindparam("new_last_seen_at", type_=STEPS.c.last_seen_at.type),
+        acked_at=func.coalesce(
+            STEPS.c.acked_at, bindparam("new_last_seen_at", type_=STEPS.c.last_seen_at.type)
+        ),
+    )
+)
+
+
+def _build_claim() -> UpdateBase:
+    """One guarded statement; the materialised part keeps Postgres from looking, and claiming, twice."""
+    now = bindparam("now", type_=STEPS.c.claimed_at.type)
+    has_label = LABELS.c.label.in_(bindparam("labels", type_=LABELS.c.label.type, expanding=True))
+    lacks_label = exists().where(LABELS.c.step_id == STEPS.c.id, ~has_label)
+    ready = (
+        select(STEPS.c.id)
+        .where(
+            STEPS.c.state == StepState.READY,
+            or_(STEPS.c.not_before.is_(None), STEPS.c.not_before <= now),
+            or_(STEPS.c.label_count == 0, ~lacks_label),
+        )
+        .order_by(STEPS.c.ready_at, STEPS.c.id)
+        .limit(bindparam("most", type_=Integer()))
+        .with_for_update(skip_locked=True, of=STEPS)
+        .cte("ready")
+        .prefix_with("MATERIALIZED")
+    )
+    sources, target = STEP_TRANSITIONS[StepEvent.CLAIM]
+    return (
+        update(STEPS)
+        .where(STEPS.c.id.in_(select(ready.c.id)), among(STEPS.c.state, sources))
+        .values(
+            state=target,
+            attempt=STEPS.c.attempt + 1,
+            claimed_at=now,
+            last_seen_at=now,
+            acked_at=None,
+            started_at=None,
+            phase=None,
+            exit_code=None,
+            reason=None,
+            image_digest=None,
+            log_size=0,
+            **new_values(STEPS, ["runner_id", "request_id"]),
+        )
+        .returning(*STEPS.c)
+    )
+
+
+_CLAIM = _build_claim()
 
 
 def insert_steps(
@@ -33,7 +124,7 @@ def insert_steps(
 
 
 def find_step(tx: Session, step_id: str) -> Row[Any] | None:
-    return tx.connection().execute(select(STEPS).where(STEPS.c.id == step_id)).one_or_none()
+    return tx.connection().execute(_FIND, {"the_id": step_id}).one_or_none()
 
 
 def get_step(tx: Session, step_id: str) -> Row[Any]:
@@ -45,53 +136,16 @@ def get_step(tx: Session, step_id: str) -> Row[Any]:
 
 def list_steps(tx: Session, build_id: str) -> list[Row[Any]]:
     """All steps of a build in the workflow's order."""
-    statement = select(STEPS).where(STEPS.c.build_id == build_id).order_by(STEPS.c.position)
-    return list(tx.connection().execute(statement).all())
+    return list(tx.connection().execute(_LIST, {"the_build_id": build_id}).all())
 
 
 def claim_steps(
     tx: Session, *, runner_id: str, request_id: str, labels: Sequence[str], limit: int, now: datetime
 ) -> list[Row[Any]]:
-    """Give up to `limit` ready steps to this runner, each with a new attempt, oldest first.
-
-    One guarded statement; the materialised part keeps Postgres from looking, and claiming, twice.
-    """
-    lacks_label = exists().where(LABELS.c.step_id == STEPS.c.id, LABELS.c.label.not_in(labels))
-    ready = (
-        select(STEPS.c.id)
-        .where(
-            STEPS.c.state == StepState.READY,
-            or_(STEPS.c.not_before.is_(None), STEPS.c.not_before <= now),
-            or_(STEPS.c.label_count == 0, ~lacks_label),
-        )
-        .order_by(STEPS.c.ready_at, STEPS.c.id)
-        .limit(limit)
-        .with_for_update(skip_locked=True, of=STEPS)
-        .cte("ready")
-        .prefix_with("MATERIALIZED")
-    )
-    sources, target = STEP_TRANSITIONS[StepEvent.CLAIM]
-    statement = (
-        update(STEPS)
-        .where(STEPS.c.id.in_(select(ready.c.id)), STEPS.c.state.in_(sources))
-        .values(
-            state=target,
-            attempt=STEPS.c.attempt + 1,
-            runner_id=runner_id,
-            request_id=request_id,
-            claimed_at=now,
-            last_seen_at=now,
-            acked_at=None,
-            started_at=None,
-            phase=None,
-            exit_code=None,
-            reason=None,
-            image_digest=None,
-            log_size=0,
-        )
-        .returning(*STEPS.c)
-    )
-    claimed = tx.connection().execute(statement).all()
+    """Give up to `limit` ready steps to this runner, each with a new attempt, oldest first."""
+    which = {"now": now, "labels": list(labels), "most": limit}
+    values = as_new({"runner_id": runner_id, "request_id": request_id})
+    claimed = tx.connection().execute(_CLAIM, which | values).all()
     return sorted(claimed, key=lambda step: (step.ready_at, step.id))
 
 
@@ -113,13 +167,8 @@ def claim_step(tx: Session, step_id: str, *, now: datetime) -> bool:
 
 def list_claims(tx: Session, *, runner_id: str, request_id: str) -> list[Row[Any]]:
     """What this request has already got and not yet used."""
-    statement = select(STEPS).where(
-        STEPS.c.runner_id == runner_id,
-        STEPS.c.request_id == request_id,
-        STEPS.c.state == StepState.CLAIMED,
-        STEPS.c.acked_at.is_(None),
-    )
-    return list(tx.connection().execute(statement.order_by(STEPS.c.ready_at, STEPS.c.id)).all())
+    which = {"the_runner_id": runner_id, "the_request_id": request_id}
+    return list(tx.connection().execute(_CLAIMS, which).all())
 
 
 def move_step(
@@ -137,61 +186,62 @@ def move_step(
     With `unheard_since` only if nothing was heard of the attempt after that moment: who looks for silence
     must not act on what was true when it looked.
     """
-    sources, target = STEP_TRANSITIONS[event]
-    conditions = [STEPS.c.id == step_id, STEPS.c.state.in_(sources)]
+    which: dict[str, Any] = {"the_id": step_id}
     if attempt is not None:
-        conditions.append(STEPS.c.attempt == attempt)
+        which["the_attempt"] = attempt
     if unheard_since is not None:
-        conditions.append(STEPS.c.last_seen_at <= unheard_since)
+        which["the_last_seen_at"] = unheard_since
+    statement = _move(event, tuple(values), tuple(which), attempt_after)
+    return tx.connection().execute(statement, which | as_new(values)).rowcount == 1
+
+
+@functools.cache
+def _move(event: StepEvent, names: tuple[str, ...], which: tuple[str, ...], attempt_after: bool) -> Update:
+    sources, target = STEP_TRANSITIONS[event]
+    conditions = [_IS_IT, among(STEPS.c.state, sources)]
+    if "the_attempt" in which:
+        conditions.append(STEPS.c.attempt == given(STEPS.c.attempt))
+    if "the_last_seen_at" in which:
+        conditions.append(STEPS.c.last_seen_at <= given(STEPS.c.last_seen_at))
+    values: dict[str, Any] = {"state": target, **new_values(STEPS, names)}
     if attempt_after:
         values["attempt"] = STEPS.c.attempt + 1
-    statement = update(STEPS).where(*conditions).values(state=target, **values)
-    return tx.connection().execute(statement).rowcount == 1
+    return update(STEPS).where(*conditions).values(values)
 
 
 def change_attempt(tx: Session, step_id: str, attempt: int, **values: Any) -> bool:
     """Change facts of a leased step without moving it; False when the attempt is no longer current."""
-    statement = (
+    which = {"the_id": step_id, "the_attempt": attempt}
+    return tx.connection().execute(_change(tuple(values)), which | as_new(values)).rowcount == 1
+
+
+@functools.cache
+def _change(names: tuple[str, ...]) -> Update:
+    is_current = STEPS.c.attempt == given(STEPS.c.attempt)
+    return (
         update(STEPS)
-        .where(STEPS.c.id == step_id, STEPS.c.attempt == attempt, STEPS.c.state.in_(LEASED_STEP_STATES))
-        .values(**values)
+        .where(_IS_IT, is_current, among(STEPS.c.state, LEASED_STEP_STATES))
+        .values(new_values(STEPS, names))
     )
-    return tx.connection().execute(statement).rowcount == 1
 
 
 def touch_steps(tx: Session, step_ids: Sequence[str], runner_id: str, *, now: datetime) -> None:
     """These attempts were heard of: acknowledged if they were not, and alive."""
-    statement = (
-        update(STEPS)
-        .where(
-            STEPS.c.id.in_(step_ids),
-            STEPS.c.runner_id == runner_id,
-            STEPS.c.state.in_(LEASED_STEP_STATES),
-        )
-        .values(last_seen_at=now, acked_at=func.coalesce(STEPS.c.acked_at, now))
-    )
-    tx.connection().execute(statement)
+    which = {"any_id": list(step_ids), "the_runner_id": runner_id}
+    tx.connection().execute(_TOUCH, which | as_new({"last_seen_at": now}))
 
 
 def list_steps_by_id(tx: Session, step_ids: Sequence[str]) -> dict[str, Row[Any]]:
     if not step_ids:
         return {}
-    rows = tx.connection().execute(select(STEPS).where(STEPS.c.id.in_(step_ids))).all()
+    rows = tx.connection().execute(_BY_ID, {"any_id": list(step_ids)}).all()
     return {row.id: row for row in rows}
 
 
 def list_dependents(tx: Session, step_ids: Sequence[str]) -> dict[str, list[StepState]]:
     """The waiting steps right behind these, each with the states of all its dependencies."""
-    behind = select(DEPENDENCIES.c.step_id).where(DEPENDENCIES.c.depends_on_id.in_(step_ids))
-    waiting = STEPS.alias("waiting")
-    statement = (
-        select(DEPENDENCIES.c.step_id, STEPS.c.state)
-        .join(STEPS, STEPS.c.id == DEPENDENCIES.c.depends_on_id)
-        .join(waiting, waiting.c.id == DEPENDENCIES.c.step_id)
-        .where(DEPENDENCIES.c.step_id.in_(behind), waiting.c.state == StepState.PENDING)
-    )
     states: dict[str, list[StepState]] = {}
-    for step_id, state in tx.connection().execute(statement):
+    for step_id, state in tx.connection().execute(_DEPENDENTS, {"any_depends_on_id": list(step_ids)}):
         states.setdefault(step_id, []).append(StepState(state))
     return states
 
@@ -201,14 +251,19 @@ def move_steps(tx: Session, step_ids: Iterable[str], event: StepEvent, **values:
     wanted = list(step_ids)
     if not wanted:
         return []
+    moved = tx.connection().execute(_move_any(event, tuple(values)), {"any_id": wanted} | as_new(values))
+    return [row.id for row in moved]
+
+
+@functools.cache
+def _move_any(event: StepEvent, names: tuple[str, ...]) -> UpdateBase:
     sources, target = STEP_TRANSITIONS[event]
-    statement = (
+    return (
         update(STEPS)
-        .where(STEPS.c.id.in_(wanted), STEPS.c.state.in_(sources))
-        .values(state=target, **values)
+        .where(given_any(STEPS.c.id), among(STEPS.c.state, sources))
+        .values(state=target, **new_values(STEPS, names))
         .returning(STEPS.c.id)
     )
-    return [row.id for row in tx.connection().execute(statement)]
 
 
 def cancel_waiting(tx: Session, build_id: str, *, reason: str, now: datetime) -> None:
@@ -223,10 +278,8 @@ def cancel_waiting(tx: Session, build_id: str, *, reason: str, now: datetime) ->
 
 
 def count_states(tx: Session, build_id: str) -> dict[StepState, int]:
-    statement = (
-        select(STEPS.c.state, func.count()).where(STEPS.c.build_id == build_id).group_by(STEPS.c.state)
-    )
-    return {StepState(state): count for state, count in tx.connection().execute(statement)}
+    which = {"the_build_id": build_id}
+    return {StepState(state): count for state, count in tx.connection().execute(_COUNT_STATES, which)}
 
 
 def find_first_reason(tx: Session, build_id: str) -> str | None:
@@ -242,11 +295,8 @@ def find_first_reason(tx: Session, build_id: str) -> str | None:
 
 def list_dependencies(tx: Session, build_id: str) -> dict[str, list[str]]:
     """Every arrow of the build: step id to the ids it depends on directly."""
-    statement = select(DEPENDENCIES.c.step_id, DEPENDENCIES.c.depends_on_id).where(
-        DEPENDENCIES.c.build_id == build_id
-    )
     arrows: dict[str, list[str]] = {}
-    for step_id, depends_on_id in tx.connection().execute(statement):
+    for step_id, depends_on_id in tx.connection().execute(_ARROWS, {"the_build_id": build_id}):
         arrows.setdefault(step_id, []).append(depends_on_id)
     return arrows
 

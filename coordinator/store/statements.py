@@ -1,0 +1,32 @@
+"""Parts of statements that are built once: building one anew costs more than running it."""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from sqlalchemy import BindParameter, Column, ColumnElement, Table, bindparam
+
+
+def given(column: Column[Any]) -> BindParameter[Any]:
+    """What a column is compared with; the parameter is called `the_<column>`."""
+    return bindparam(f"the_{column.name}", type_=column.type)
+
+
+def given_any(column: Column[Any]) -> ColumnElement[bool]:
+    """The column is one of a list; the parameter is called `any_<column>`."""
+    return column.in_(bindparam(f"any_{column.name}", type_=column.type, expanding=True))
+
+
+def among(column: Column[Any], values: Collection[str]) -> ColumnElement[bool]:
+    """The column has one of these fixed values."""
+    if len(values) == 1:
+        return column == next(iter(values))
+    return column.in_(sorted(values))
+
+
+def new_values(table: Table, names: Iterable[str]) -> dict[str, BindParameter[Any]]:
+    """What columns are set to; the parameters are those that `as_new` makes."""
+    return {name: bindparam(f"new_{name}", type_=table.c[name].type) for name in names}
+
+
+def as_new(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"new_{name}": value for name, value in values.items()}
