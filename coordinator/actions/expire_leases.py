@@ -79,7 +79,13 @@ def _lose(tx: Session, step: Any, *, now: datetime) -> int:
     if not moved:
         return 0
     attempts.change_attempt(
-        tx, step.id, step.attempt, outcome="lost", reason=Reason.RUNNER_LOST, finished_at=now
+        tx,
+        step.id,
+        step.attempt,
+        outcome="lost",
+        reason=Reason.RUNNER_LOST,
+        finished_at=now,
+        log_size=step.log_size,
     )
     _record(tx, step, event, Reason.RUNNER_LOST, now=now)
     settle_build(tx, step.build_id, [step.id], reason=Reason.RUNNER_LOST, now=now)
@@ -115,7 +121,14 @@ def _force_cancels(tx: Session, *, now: datetime) -> int:
             finished_at=now,
             reason=step.cancel_reason,
         ):
-            attempts.change_attempt(tx, step.id, step.attempt, outcome=StepState.CANCELLED, finished_at=now)
+            attempts.change_attempt(
+                tx,
+                step.id,
+                step.attempt,
+                outcome=StepState.CANCELLED,
+                finished_at=now,
+                log_size=steps.get_step(tx, step.id).log_size,
+            )
             _record(tx, step, "step.finished", step.cancel_reason, now=now)
             settle_build(tx, step.build_id, [step.id], reason=step.cancel_reason, now=now)
             moved += 1

@@ -41,7 +41,15 @@ def requeue_claim(tx: Session, step: Any, *, outcome: str, detail: str | None, n
             reason=current.cancel_reason,
         )
     if moved:
-        attempts.change_attempt(tx, step.id, step.attempt, outcome=outcome, detail=detail, finished_at=now)
+        attempts.change_attempt(
+            tx,
+            step.id,
+            step.attempt,
+            outcome=outcome,
+            detail=detail,
+            finished_at=now,
+            log_size=current.log_size,
+        )
         if outcome == StepState.CANCELLED:
             settle_build(tx, step.build_id, [step.id], reason=Reason.CANCELLED, now=now)
     return moved

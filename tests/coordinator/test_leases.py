@@ -317,6 +317,26 @@ def test_a_completion_of_a_lost_attempt_counts_while_nobody_has_taken_the_step(l
     assert later.attempts(held.step_id)[0].outcome == "succeeded"
 
 
+def test_the_log_of_an_attempt_that_was_lost_released_or_given_up_stays_readable(later: Mill) -> None:
+    runner = later.a_runner()
+    lost = later.a_running_step(runner=runner)
+    later.append(lost, 0, b"lost\n")
+    later.clock.advance(LOST)
+    later.expire()
+    released = later.an_acquired_step(runner=runner)
+    later.append(released, 0, b"released\n")
+    release(later, released)
+    cancelled = later.acquire(runner)[0]  # the same step again
+    later.append(cancelled, 0, b"cancelled\n")
+    build_id = later.step(cancelled.step_id).build_id
+    later.now(cancel_build, LOCAL, build_id)
+    later.clock.advance(LOST)
+    later.expire()
+
+    assert later.attempts(lost.step_id)[0].log_size == 5
+    assert [one.log_size for one in later.attempts(cancelled.step_id)] == [9, 10]
+
+
 @pytest.mark.threat("I04")
 def test_a_zombie_changes_nothing_any_more(later: Mill) -> None:
     held = later.a_running_step()
