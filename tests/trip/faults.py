@@ -23,12 +23,12 @@ class Wire(httpx.BaseTransport):
     twice, and the second answer is the one that is seen. Nothing arrives while it `is_unplugged`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, lose: dict[str, int] | None = None, repeat: dict[str, int] | None = None) -> None:
         self._inner = httpx.HTTPTransport()
         self._lock = threading.Lock()
         self.is_unplugged = False
-        self.lose_answers: Counter[str] = Counter()
-        self.repeat: Counter[str] = Counter()
+        self.lose_answers: Counter[str] = Counter(lose or {})
+        self.repeat: Counter[str] = Counter(repeat or {})
         self.sent: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
 
@@ -46,6 +46,9 @@ class Wire(httpx.BaseTransport):
             answer.read()
             raise httpx.ReadError("the answer was lost", request=request)
         return answer
+
+    def close(self) -> None:
+        self._inner.close()
 
     def _takes(self, fault: Counter[str], verb: str) -> bool:
         with self._lock:

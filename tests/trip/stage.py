@@ -55,9 +55,11 @@ def until(look: Callable[[], T], timeout_s: float = 30, *, told: Callable[[], ob
 class RunnerThread:
     """A runner in this process, its network in the test's hands."""
 
-    def __init__(self, address: str, state: Path, *, once: bool = False, **settings: Any) -> None:
+    def __init__(
+        self, address: str, state: Path, *, wire: Wire | None = None, once: bool = False, **settings: Any
+    ) -> None:
         self.state = state
-        self.wire = Wire()
+        self.wire = wire or Wire()
         self._lock, self._locked = StateLock(state), True
         chosen = {"executor": "process", "slots": 2, "git_protocols": PROTOCOLS, **settings}
         self.agent: Agent = make_agent(
@@ -75,6 +77,7 @@ class RunnerThread:
         if self._locked:
             self._lock.release()
             self._locked = False
+            self.wire.close()
 
     def close(self) -> None:
         self.wire.is_unplugged = False

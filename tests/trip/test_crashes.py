@@ -1,0 +1,324 @@
+"""Real processes that are killed without a warning, at every place, and started again on what they left."""
+
+import json
+import signal
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from runner.journal import JournalPhase
+from tests.factories import ON_SQLITE, a_step
+from tests.runner.state_folder import a_state_folder
+from tests.trip.stage import Process, User, free_port, said_in, steps_of, until
+
+NUMBERS = "".join(f"{number}\n" for number in range(300))
+ONCE = ["step.claimed", "step.finished"]
+
+
+@contextmanager
+def closing(*things):
+    try:
+        yield
+    finally:
+        for thing in things:
+            thing.close()
+
+
+def is_ready(user):
+    try:
+        return user.api.client.get("/readyz").is_success
+    except Exception:
+        return False
+
+
+class Machines:
+    """A coordinator and a runner, each a process that can be killed and started again."""
+
+    def __init__(self, folder: Path, database: str = "") -> None:
+        self.folder = folder
+        self._port = free_port()
+        self._database = ["--database", database] if database else []
+        self.user = User(f"http://127.0.0.1:{self._port}")
+        self.coordinator = self.start_coordinator()
+        self.runner = self.start_runner()
+
+    def start_coordinator(self) -> Process:
+        self.coordinator = Process(
+            self.folder,
+            "coordinator",
+            "--port",
+            str(self._port),
+            "--data",
+            str(self.folder / "data"),
+            *self._database,
+            env={"BUILDMILL_HEARTBEAT": "0.5"},
+        )
+        until(lambda: is_ready(self.user), told=lambda: self.coordinator.output)
+        return self.coordinator
+
+    def start_runner(self) -> Process:
+        self.runner = Process(
+            self.folder,
+            "runner",
+            "--coordinator",
+            self.user.address,
+            "--state",
+            str(self.folder / "r"),
+            "--executor",
+            "process",
+        )
+        return self.runner
+
+    def close(self) -> None:
+        self.runner.close()
+        self.coordinator.close()
+        self.user.close()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def machines(request):
+    database = ""
+    if request.param == "postgres":
+        database = request.getfixturevalue("new_postgres_url")(f"crash_{abs(hash(request.node.nodeid))}")
+    with a_state_folder() as folder:
+        made = Machines(folder, database)
+        with closing(made):
+            yield made
+
+
+def a_talking_spec(folder):
+    """Steps that talk for a while and write down that they ran."""
+    talk = "for n in $(seq 0 299); do echo $n; sleep 0.005; done"
+    return [
+        a_step("a", runScript=f"echo a >> {folder}/ran; {talk}; echo out > out", outputPaths=["out"]),
+        a_step("b", ["a"], runScript=f"echo b >> {folder}/ran; cat out; {talk}"),
+    ]
+
+
+def assert_ran_once_and_whole(machines, build):
+    steps = steps_of(build)
+    assert build["status"] == "SUCCESS", machines.user.tell(build["id"])
+    assert (machines.folder / "ran").read_text() == "a\nb\n"
+    assert said_in(machines.user.log(steps["a"]["id"])) == NUMBERS.encode()
+    assert said_in(machines.user.log(steps["b"]["id"])) == b"out\n" + NUMBERS.encode()
+    assert [machines.user.transitions(step["id"]) for step in build["steps"]] == [ONCE, ONCE]
+
+
+def test_a_coordinator_that_is_killed_again_and_again_loses_nothing(machines):
+    build = machines.user.submit(a_talking_spec(machines.folder))
+    steps = steps_of(build)
+
+    machines.user.await_log(steps["a"]["id"], b"\n100\n")
+    machines.coordinator.kill()
+    machines.start_coordinator()
+    machines.user.await_log(steps["b"]["id"], b"\n50\n")
+    machines.coordinator.kill()
+    machines.start_coordinator()
+    build = machines.user.await_end(build["id"])
+
+    assert_ran_once_and_whole(machines, build)
+
+
+def test_both_may_be_killed_at_once(machines):
+    build = machines.user.submit(a_talking_spec(machines.folder))
+    machines.user.await_log(steps_of(build)["a"]["id"], b"\n100\n")
+
+    machines.runner.kill()
+    machines.coordinator.kill()
+    machines.start_runner()  # comes first, and has to wait
+    machines.start_coordinator()
+    build = machines.user.await_end(build["id"])
+
+    assert_ran_once_and_whole(machines, build)
+
+
+# What a runner process does when it is told to stop, and what its successor finds.
+
+
+@ON_SQLITE
+def test_the_first_term_lets_a_step_finish_and_takes_no_other(stage):
+    go = stage.folder / "go"
+    build = stage.submit([a_step("a", runScript=f"echo begun; until test -e {go}; do sleep 0.02; done")])
+    runner = stage.a_runner_process("--slots", "2")
+    stage.await_log(build["steps"][0]["id"], b"begun")
+
+    runner.send(signal.SIGTERM)
+    until(lambda: stage.api.get("/api/runners")[0]["draining"])
+    other = stage.submit([a_step("other")])
+    go.touch()
+
+    assert runner.wait() == 0, runner.output
+    assert stage.api.build(build["id"])["status"] == "SUCCESS"
+    assert stage.api.build(other["id"])["status"] == "PENDING", (
+        runner.output
+        + str(stage.api.get("/api/audit-logs")["auditLogs"][:8])
+        + str(stage.api.build(other["id"]))
+    )
+
+
+@ON_SQLITE
+def test_the_second_term_ends_a_step_that_another_runner_may_take(stage):
+    pid = stage.folder / "pid"
+    build = stage.submit([a_step("a", runScript=f"echo $$ > {pid}; echo begun; sleep 600")])
+    runner = stage.a_runner_process()
+    step_id = build["steps"][0]["id"]
+    stage.await_log(step_id, b"begun")
+
+    runner.send(signal.SIGTERM)
+    until(lambda: stage.api.get("/api/runners")[0]["draining"])
+    runner.send(signal.SIGTERM)
+
+    assert runner.wait() == 0, runner.output
+    step = stage.api.build(build["id"])["steps"][0]
+    assert step["status"] == "PENDING"
+    assert [(found["outcome"], found["reason"]) for found in step["attempts"]] == [
+        ("failed", "runner_shutdown")
+    ]
+    assert not Path(f"/proc/{pid.read_text().strip()}").exists()
+
+
+@ON_SQLITE
+def test_a_runner_that_hands_over_leaves_its_steps_to_the_next(stage):
+    go = stage.folder / "go"
+    script = f"echo begun; until test -e {go}; do sleep 0.02; done; echo ended; echo x >> {stage.folder}/ran"
+    build = stage.submit([a_step("a", runScript=script)])
+    runner = stage.a_runner_process()
+    step_id = build["steps"][0]["id"]
+    stage.await_log(step_id, b"begun")
+
+    runner.send(signal.SIGUSR2)
+    assert runner.wait() == 0
+    assert stage.api.build(build["id"])["steps"][0]["status"] == "RUNNING"
+    stage.a_runner_process()
+    go.touch()
+    build = stage.await_end(build["id"])
+
+    assert (build["status"], build["steps"][0]["attempt"]) == ("SUCCESS", 1)
+    assert said_in(stage.log(step_id)) == b"begun\nended\n"
+    assert (stage.folder / "ran").read_text() == "x\n"
+
+
+@ON_SQLITE
+def test_once_ends_with_nothing_left_to_do(stage):
+    build = stage.submit([a_step("a"), a_step("b", ["a"])])
+
+    runner = stage.a_runner_process("--once")
+
+    assert runner.wait() == 0, runner.output
+    assert stage.api.build(build["id"])["status"] == "SUCCESS"
+
+
+# A runner that is killed at every phase.
+
+BEFORE = ["acquire", "source", "start", "log", "head_blob", "put_blob", "complete"]
+AFTER = ["acquire", "source", "start", "log", "put_blob", "complete"]
+PHASES = [
+    phase for phase in JournalPhase if phase not in (JournalPhase.ACKED, JournalPhase.FETCHED)
+]  # these two are never written
+PLACES = [("before", verb) for verb in BEFORE] + [("after", verb) for verb in AFTER]
+
+
+def phases_in(state: Path) -> list[str]:
+    found = []
+    for journal in (state / "a").glob("*/*/journal.json"):
+        try:
+            found.append(json.loads(journal.read_bytes())["phase"])
+        except FileNotFoundError:
+            continue  # it has just been removed
+    return found
+
+
+def watch_for(journal: Path, phase: JournalPhase, timeout_s: float = 30) -> None:
+    """Return within a blink of the moment in which the journal names this phase, or one behind it."""
+    deadline = time.monotonic() + timeout_s
+    has_begun = False
+    while time.monotonic() < deadline:
+        try:
+            stands_at = JournalPhase(json.loads(journal.read_bytes())["phase"])
+        except FileNotFoundError:
+            if has_begun:
+                return  # it was over before we looked again
+            time.sleep(0.001)
+            continue
+        has_begun = True
+        if not stands_at.is_before(phase):
+            return
+    raise AssertionError(f"the journal never came to {phase}")
+
+
+def a_chain(folder, names):
+    """A step for each name, in a row; each writes down that it ran."""
+    chain = []
+    for index, name in enumerate(names):
+        behind = [names[index - 1]] if index else []
+        script = f"echo {name} >> {folder}/ran; cat {folder}/numbers; echo {name} | tee out-{name}; cat file"
+        chain.append(a_step(name, behind, runScript=script, outputPaths=[f"out-{name}"]))
+    return chain
+
+
+def assert_each_ran_once(stage, build, names):
+    assert build["status"] == "SUCCESS", stage.tell(build["id"])
+    assert (stage.folder / "ran").read_text().split() == names
+    for step in build["steps"]:
+        told = NUMBERS + step["name"] + "\ncontent"
+        assert said_in(stage.log(step["id"])) == told.encode(), step["name"]
+        assert stage.transitions(step["id"]) == ONCE, step["name"]
+        assert step["attempt"] == 1
+
+
+@pytest.fixture
+def repository(stage):
+    (stage.folder / "numbers").write_text(NUMBERS)
+    repository = stage.a_repository()
+    repository.commit({"file": "content"})
+    return repository
+
+
+@ON_SQLITE
+def test_a_runner_killed_at_each_request_goes_on_where_it_was(stage, repository):
+    """Each step of the build is interrupted at another place, before the request or after its effect."""
+    names = [f"{when}-{verb}" for when, verb in PLACES]
+    build = stage.submit(a_chain(stage.folder, names), repoUrl=repository.url, branch="main")
+    seen = []
+
+    for when, verb in PLACES:
+        hold = stage.gate.hold_before if when == "before" else stage.gate.hold_after
+        arrived = hold(verb)
+        runner = stage.a_runner_process()
+        assert arrived.wait(30), f"{when} {verb}: {runner.output}"
+        seen.append(phases_in(stage.folder / "r"))
+        runner.kill()
+        stage.gate.open()
+    stage.a_runner_process()
+    build = stage.await_end(build["id"], 90)
+
+    assert_each_ran_once(stage, build, names)
+    assert {phase for phases in seen for phase in phases} >= {
+        "claimed",
+        "creating",
+        "uploading",
+        "completing",
+    }
+
+
+@ON_SQLITE
+def test_a_runner_killed_at_each_phase_of_its_journal_goes_on_where_it_was(stage, repository):
+    names = [str(phase) for phase in PHASES]
+    build = stage.submit(a_chain(stage.folder, names), repoUrl=repository.url, branch="main")
+    steps = steps_of(build)
+    state = stage.folder / "r"
+    seen = set()
+
+    for phase in PHASES:
+        runner = stage.a_runner_process()
+        watch_for(state / "a" / steps[phase]["id"] / "1" / "journal.json", phase)
+        runner.kill()
+        seen.update(phases_in(state))
+    stage.a_runner_process()
+    build = stage.await_end(build["id"], 90)
+
+    assert_each_ran_once(stage, build, names)
+    assert len(seen) > len(PHASES) / 2, seen  # otherwise these kills all came too late to mean anything
+    until(lambda: phases_in(state) == [], 10)
