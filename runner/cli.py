@@ -24,6 +24,7 @@ from runner.errors import BadSetup, Refused, Unauthorized, Unreachable
 from runner.executor.base import Executor
 from runner.git import unprivileged_user
 from runner.janitor import Janitor
+from runner.journal import open_journals
 from runner.layers import choose_layers
 from runner.means import Means
 from runner.settings import Settings
@@ -31,7 +32,7 @@ from runner.source import SourceCache
 from runner.state_dir import Identity, StateLock, load_identity, save_identity
 from runner.trash import Trash
 from runner.workspace import Workspaces
-from shared.protocol import Registration
+from shared.protocol import Registration, Resume
 
 log = structlog.get_logger()
 
@@ -97,7 +98,7 @@ def runner(once: bool, **options: Any) -> None:
 def make_agent(settings: Settings, *, once: bool = False, connect: Connect = Client) -> Agent:
     """Put the runner together, registering it if this state folder has no identity yet."""
     state = settings.state.absolute()
-    identity = load_identity(state) or _register(settings, state, connect)
+    identity = _known_identity(settings, state, connect) or _register(settings, state, connect)
     client = connect(settings.coordinator, identity.secret)
     credentials = load_credentials(settings.credentials)
     layers, sentence = choose_layers(state)
@@ -158,6 +159,24 @@ def _open_executor(settings: Settings, identity: Identity, state: Path) -> Execu
     for note in executor.notes:
         click.echo(note)
     return executor
+
+
+def _known_identity(settings: Settings, state: Path, connect: Connect) -> Identity | None:
+    """Who this runner is; None when it is new, or unknown to the coordinator and without work in its hands."""
+    identity = load_identity(state)
+    if identity is None or open_journals(state):
+        return identity
+    client = connect(settings.coordinator, identity.secret)
+    try:
+        client.resume(Resume(session=secrets.token_hex(8)))
+    except Unauthorized:
+        click.echo(f"the coordinator does not know runner {identity.runner_id}: registering anew")
+        return None
+    except (Unreachable, Refused):
+        return identity  # the agent goes on asking
+    finally:
+        client.close()
+    return identity
 
 
 def _register(settings: Settings, state: Path, connect: Connect) -> Identity:
