@@ -1,6 +1,7 @@
 """What follows when steps have ended: who may start, who never will, and whether the build is over."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from sqlmodel import Session
@@ -20,7 +21,7 @@ def settle_build(
 
     The caller holds the build's row: two steps that end together must not each see the other running.
     """
-    _settle_dependents(tx, ended_steps, now=now)
+    _settle_dependents(tx, build_id, ended_steps, now=now)
     counts = steps.count_states(tx, build_id)
     build = builds.lock_build(tx, build_id)
     outcome = build_outcome(counts, is_cancelled=build.cancel_requested_at is not None)
@@ -45,12 +46,27 @@ def settle_build(
     return outcome
 
 
-def _settle_dependents(tx: Session, ended_steps: Sequence[str], *, now: datetime) -> None:
-    ended = list(ended_steps)
-    while ended:
-        waiting = steps.list_dependents(tx, ended)
-        next_states = {step_id: state_after(states) for step_id, states in waiting.items()}
-        ready = [step_id for step_id, state in next_states.items() if state is StepState.READY]
-        skipped = [step_id for step_id, state in next_states.items() if state is StepState.SKIPPED]
-        steps.move_steps(tx, ready, StepEvent.UNBLOCK, ready_at=now)
-        ended = steps.move_steps(tx, skipped, StepEvent.SKIP, finished_at=now)
+def _settle_dependents(tx: Session, build_id: str, ended_steps: Sequence[str], *, now: datetime) -> None:
+    waiting = steps.list_dependents(tx, ended_steps)
+    next_states = {step_id: state_after(states) for step_id, states in waiting.items()}
+    ready = [step_id for step_id, state in next_states.items() if state is StepState.READY]
+    skipped = [step_id for step_id, state in next_states.items() if state is StepState.SKIPPED]
+    steps.move_steps(tx, ready, StepEvent.UNBLOCK, ready_at=now)
+    if skipped:
+        lost = _with_all_behind(skipped, steps.list_dependencies(tx, build_id))
+        steps.move_steps(tx, lost, StepEvent.SKIP, finished_at=now)
+
+
+def _with_all_behind(step_ids: Sequence[str], dependencies: Mapping[str, Sequence[str]]) -> set[str]:
+    """The steps and every step that depends on one of them, directly or not; `dependencies` points back."""
+    dependents = defaultdict(list)
+    for step_id, depends_on in dependencies.items():
+        for other in depends_on:
+            dependents[other].append(step_id)
+    found = set(step_ids)
+    waiting = list(step_ids)
+    while waiting:
+        fresh = set(dependents[waiting.pop()]) - found
+        found |= fresh
+        waiting += fresh
+    return found
