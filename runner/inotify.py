@@ -20,6 +20,7 @@ class Inotify:
 
     def __init__(self, *fds: int) -> None:
         self._fd = int(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         for fd in fds:
             self.add(fd)
 
@@ -31,27 +32,32 @@ class Inotify:
         return int(_libc.inotify_add_watch(self._fd, path, MODIFY | ATTRIB | CLOSE_WRITE)) >= 0
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for a change since the last call, at most `timeout_s`; False when there was none."""
-        watched = [self._fd] if self._fd >= 0 else []
+        """Wait for a change or a `wake` since the last call, at most `timeout_s`; False when none came."""
+        watched = [self._wake, self._fd] if self._fd >= 0 else [self._wake]
         poll = select.poll()
         for fd in watched:
             poll.register(fd, select.POLLIN)
-        if not poll.poll(max(0, timeout_s) * 1000):
-            return False
-        self._drain()
-        return True
+        told = poll.poll(max(0, timeout_s) * 1000)
+        for fd, _ in told:
+            self._drain(fd)
+        return bool(told)
 
-    def _drain(self) -> None:
+    def wake(self) -> None:
+        """End the wait of another thread, or the next one."""
+        os.eventfd_write(self._wake, 1)
+
+    def _drain(self, fd: int) -> None:
         """Forget what was told; one full buffer is enough, the rest is told again."""
         try:
-            os.read(self._fd, EVENT_BYTES)
+            os.read(fd, EVENT_BYTES)
         except BlockingIOError:
             pass  # another thread was quicker
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        for fd in (self._fd, self._wake):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._wake = -1
 
     def __enter__(self) -> Self:
         return self

@@ -162,6 +162,7 @@ class LogStream:
     def finish(self) -> None:
         """Nobody writes any more: what was held back may go out, too."""
         self._finished = True
+        self._inotify.wake()
 
     def total(self) -> Total:
         """Size and digest of the whole stream; only after `finish` (and all was read) or `stop`."""

@@ -412,6 +412,20 @@ def test_waiting_ends_when_something_is_written(path, opened):
     writer.join(10)
 
 
+def test_waiting_ends_when_nobody_writes_any_more(opened):
+    stream = opened()
+    last = threading.Timer(0.1, stream.finish)
+    last.start()
+
+    began = time.monotonic()
+    stream.wait(10)
+
+    assert time.monotonic() - began < 0.9
+    assert drain(stream) == b""
+    assert stream.is_at_end
+    last.join(10)
+
+
 def test_waiting_without_news_ends_in_time(path, opened):
     stream = opened(SECRET)
     append(path, SECRET[:4])
