@@ -92,6 +92,8 @@ class DockerExecutor:
         self._api = _connect(base_url)
         self._socket = _socket_of(self._api)
         self._slow_api = _connect(base_url, timeout=SLOW_S)
+        self._starting = 0
+        self._started = threading.Condition()
         self._sweeper = ThreadPoolExecutor(max_workers=2, thread_name_prefix="sweep")
         self._pulls = Pulls(self._pull_once)
         self._asked: set[str] = set()
@@ -103,7 +105,12 @@ class DockerExecutor:
         self._apply_egress()
         self._sweep_holders()
         ahead = dict(holders_ahead) if self._has_holders else {}
-        self._holders = HolderPool(self._make_holder, self._remove_container, ahead=ahead)
+        self._holders = HolderPool(
+            self._make_holder,
+            self._remove_container,
+            ahead=ahead,
+            wait_for_quiet=self._wait_until_none_starts,
+        )
         self._watch = epoch.EngineWatch(self._listen, came_back=self._engine_came_back)
         self._watch.wait_until_listening(5)
 
@@ -191,7 +198,8 @@ class DockerExecutor:
                 return  # a second start would run the script a second time
             self._note_engine(job)
             try:
-                self._start_container(job.name)
+                with self._going_first():
+                    self._start_container(job.name)
             except StepError as error:
                 if is_last or verdict.find_remedy(error.detail) is verdict.Remedy.NOTHING:
                     raise
@@ -201,6 +209,22 @@ class DockerExecutor:
                 self._create_container(job, found["Image"])
             else:
                 return
+
+    @contextmanager
+    def _going_first(self) -> Iterator[None]:
+        """The start of a step: networks that are made ahead wait for it."""
+        with self._started:
+            self._starting += 1
+        try:
+            yield
+        finally:
+            with self._started:
+                self._starting -= 1
+                self._started.notify_all()
+
+    def _wait_until_none_starts(self, longest_s: float) -> None:
+        with self._started:
+            self._started.wait_for(lambda: self._starting == 0, longest_s)
 
     def _start_container(self, name: str) -> None:
         with _answers(), self._starts:

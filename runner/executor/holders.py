@@ -14,6 +14,7 @@ import structlog
 from runner.errors import RunnerError
 
 SETTLE_S: Final = 0.3
+LONGEST_QUIET_S: Final = 3.0
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
 
@@ -29,9 +30,11 @@ class HolderPool:
         remove: Callable[[str], None],
         *,
         ahead: Mapping[str, int],
+        wait_for_quiet: Callable[[float], object] = lambda _longest_s: None,
     ) -> None:
         self._make = make
         self._remove = remove
+        self._wait_for_quiet = wait_for_quiet
         self._ahead = dict(ahead)
         self._ready: dict[str, deque[str]] = {kind: deque() for kind in ahead}
         self._changed = threading.Condition()
@@ -91,6 +94,7 @@ class HolderPool:
                 kind = self._missing()
             if kind is None:
                 continue
+            self._wait_for_quiet(LONGEST_QUIET_S)
             try:
                 holder = self._make(kind)
             except RunnerError as error:

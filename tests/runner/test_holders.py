@@ -76,3 +76,21 @@ def test_an_engine_that_was_away_is_asked_again(engine: Engine) -> None:
 
     assert pool.wait_until_full(10)
     pool.close()
+
+
+def test_making_ahead_waits_for_quiet_but_who_takes_does_not(engine: Engine) -> None:
+    asked, is_quiet = threading.Event(), threading.Event()
+
+    def wait_for_quiet(_longest_s: float) -> None:
+        asked.set()
+        assert is_quiet.wait(10)
+
+    pool = HolderPool(engine.make, engine.remove, ahead={"bridge": 1}, wait_for_quiet=wait_for_quiet)
+    assert asked.wait(10)
+
+    taken = pool.take("bridge")
+
+    assert (taken, pool.count_ready("bridge")) == ("bridge-1", 0)
+    is_quiet.set()
+    assert pool.wait_until_full(10)
+    pool.close()
