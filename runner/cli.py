@@ -162,7 +162,7 @@ def _open_executor(settings: Settings, identity: Identity, state: Path) -> Execu
 
 
 def _known_identity(settings: Settings, state: Path, connect: Connect) -> Identity | None:
-    """Who this runner is; None when it is new, or unknown to the coordinator and without work in its hands."""
+    """Who this runner is; None when it is new, or when the coordinator has forgotten it and it is idle."""
     identity = load_identity(state)
     if identity is None or open_journals(state):
         return identity
