@@ -75,11 +75,11 @@ def test_too_many_values_are_refused(body: bytes) -> None:
 @pytest.mark.threat("L02")
 @pytest.mark.parametrize("body", [b"1" * 100_000, b"[-" + b"1" * 100_000 + b"]", b"0." + b"1" * 100_000])
 def test_a_number_of_a_hundred_thousand_digits_costs_nothing(body: bytes) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
 
     assert "more than 19 digits" in refusal_of(body).reason
 
-    assert time.perf_counter() - started < 0.1
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.threat("L02")

@@ -313,7 +313,7 @@ def test_what_is_no_file_is_skipped_without_waiting_for_it(workspace, blobs):
     began = time.monotonic()
     collected = gather(workspace, blobs, "out", "out/fifo")
 
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10
     assert paths(collected) == ["out/file"]
     assert collected.missing == ("out/fifo",)
     assert len(collected.warnings) == (4 if IS_ROOT else 3)
@@ -346,7 +346,7 @@ def test_a_huge_sparse_file_is_refused_before_it_is_read(workspace, blobs):
     with pytest.raises(StepError, match="exceed the limit") as caught:
         gather(workspace, blobs, "out")
 
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10
     assert caught.value.reason is Reason.DISK_LIMIT
 
 

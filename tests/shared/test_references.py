@@ -418,6 +418,6 @@ def test_every_judge_accepts_its_own_answer_or_refuses_with_a_reason(text: str, 
 def test_a_judge_answers_at_once_however_long_the_text(unit: str) -> None:
     for judge in JUDGES:
         for start in ("", "https://", "https://h/", "ssh://a@", "a"):
-            began = time.perf_counter()
+            began = time.process_time()
             accepts(judge, start + unit * 30_000 + "!")
-            assert time.perf_counter() - began < 0.5
+            assert time.process_time() - began < 2
