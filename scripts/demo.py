@@ -51,9 +51,12 @@ def main() -> int:
     wish.add_argument("--executor", choices=["docker", "process"], default="docker")
     wish.add_argument("--port", type=int, default=3000, help="port of the coordinator (default 3000)")
     wish.add_argument("--runners", type=int, default=2, help="how many runners (default 2)")
+    wish.add_argument("--revive", action="store_true", help="start again what was killed, and end")
     options = wish.parse_args()
     HERE.mkdir(exist_ok=True)
     state = runner_state()
+    if options.revive:
+        return Stage(options, state).revive()
     commit = prepare_repository(state / "repo.git")
     wheelhouse = prepare_wheelhouse(state / "wheelhouse")
     image = build_image(wheelhouse) if options.executor == "docker" else "buildmill/none:1"
@@ -192,12 +195,31 @@ class Stage:
     def start(self) -> None:
         self._adopt_former()
         if not self.address:
-            self._start_coordinator()
+            self._start_coordinator(self._free_port())
         for number in range(1, self._options.runners + 1):
             if f"runner {number}" not in self._processes:
                 self._start_runner(number)
         for name, pid in self._processes.items():
             say(f"{name}: process {pid}, log {self._log(name)}")
+        say("kill -9 any of them if you like; ./scripts/demo --revive starts it again and the build goes on")
+
+    def revive(self) -> int:
+        """Start those processes of a running demo again that have died, at the same address."""
+        try:
+            said = json.loads(self._record.read_text())
+        except FileNotFoundError:
+            sys.exit("demo: no demo is running here")
+        self.address, self._options.executor = said["address"], said["executor"]
+        self._processes = {name: pid for name, pid in said["processes"].items() if is_ours(pid)}
+        for name in said["processes"]:
+            if name in self._processes:
+                continue
+            if name == "coordinator":
+                self._start_coordinator(int(self.address.rpartition(":")[2]))
+            else:
+                self._start_runner(int(name.rpartition(" ")[2]))
+            say(f"{name}: process {self._processes[name]}")
+        return 0
 
     def pids(self) -> list[int]:
         return list(self._processes.values())
@@ -228,10 +250,13 @@ class Stage:
             for pid in alive.values():
                 stop_process(pid)
 
-    def _start_coordinator(self) -> None:
+    def _free_port(self) -> int:
         port = self._options.port if is_free(self._options.port) else free_port()
         if port != self._options.port:
             say(f"port {self._options.port} is taken; using {port}")
+        return port
+
+    def _start_coordinator(self, port: int) -> None:
         self.address = f"http://127.0.0.1:{port}"
         self._spawn("coordinator", ["coordinator", "--data", str(HERE / "data"), "--port", str(port)])
         deadline = time.monotonic() + READY_S

@@ -434,7 +434,7 @@ def test_waiting_without_news_ends_in_time(path, opened):
     began = time.monotonic()
 
     assert stream.wait(0.2) is False
-    assert 0.2 <= time.monotonic() - began < 1
+    assert 0.2 <= time.monotonic() - began < 5
 
 
 def test_without_the_kernels_word_waiting_still_finds_news(path, opened, monkeypatch):
