@@ -8,7 +8,7 @@ import structlog
 
 from runner.attempt import Attempt
 from runner.client import Proof
-from runner.errors import LeaseLost, Refused, Unreachable
+from runner.errors import LeaseLost, Refused, StepError, Unreachable
 from runner.insistence import insist
 from runner.janitor import Janitor
 from runner.journal import Journal, attempt_dir, open_journals
@@ -25,6 +25,7 @@ WAIT_S = 25
 ONCE_WAIT_S = 2
 RESUME_LONGEST_S = 5.0
 IDLE_PAUSE_S = 1.0
+NO_ROOM_PAUSE_S = 5.0
 
 
 class Agent:
@@ -133,10 +134,15 @@ class Agent:
         while not self._draining.is_set():
             if not self._slots.wait_until_free(IDLE_PAUSE_S):
                 continue
-            claims = self._acquire(self._slots.free)
+            try:
+                claims = self._acquire(self._slots.free)
+            except OSError as error:
+                log.error("no_step_taken", cause=str(error))  # the id of a request must be written down first
+                self._draining.wait(NO_ROOM_PAUSE_S)
+                continue
             for claim in claims:
                 if self._draining.is_set():
-                    self._release(claim)
+                    self._release(claim, "the runner is draining")
                 else:
                     self._begin(claim)
             if claims:
@@ -175,18 +181,23 @@ class Agent:
             self._pending.answered()
         return answer.claims
 
-    def _release(self, claim: Claim) -> None:
+    def _release(self, claim: Claim, why: str) -> None:
         try:
-            self._means.client.release(
-                Proof(claim.step_id, claim.attempt, claim.lease), "the runner is draining"
-            )
+            self._means.client.release(Proof(claim.step_id, claim.attempt, claim.lease), why)
         except (Unreachable, Refused, LeaseLost) as error:
             log.info("release_unanswered", step=claim.step_id, cause=str(error))  # its time limit does it
 
     def _begin(self, claim: Claim) -> None:
         log.info("step_acquired", step=claim.step_id, attempt=claim.attempt, name=claim.name)
         folder = attempt_dir(self._state, claim.step_id, claim.attempt)
-        journal = Journal.load(folder) or Journal.create(folder, claim.model_dump(mode="json"))
+        try:
+            journal = Journal.load(folder) or Journal.create(folder, claim.model_dump(mode="json"))
+        except (OSError, StepError) as error:
+            log.error("step_not_begun", step=claim.step_id, attempt=claim.attempt, cause=str(error))
+            self._means.trash.throw(folder)
+            self._release(claim, "the runner's disk is full")
+            self._draining.wait(NO_ROOM_PAUSE_S)
+            return
         self._work_on(journal, Attempt(Proof(claim.step_id, claim.attempt, claim.lease)))
 
     def _work_on(self, journal: Journal, attempt: Attempt) -> None:

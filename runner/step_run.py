@@ -22,6 +22,7 @@ from runner.attempt import Attempt
 from runner.cache import OpenCache
 from runner.deadline import Deadline
 from runner.delivery import LogDelivery
+from runner.durable import NO_ROOM
 from runner.errors import EngineUnavailable, LeaseLost, LogRewind, Refused, StepError
 from runner.executor.base import Bind, Ended, Job
 from runner.insistence import GaveUp, insist
@@ -60,9 +61,13 @@ class StepRun:
     def run(self) -> None:
         """Work until the completion is acknowledged, the lease is lost, or this process ends."""
         try:
-            self._open_log()
+            try:
+                self._open_log()
+            except (OSError, StepError) as error:
+                self._fail_without_log(error)
+                return
             if self._journal.phase.is_before(JournalPhase.COMPLETING):
-                self._journal.advance(JournalPhase.COMPLETING, completion=_dump(self._make_outcome()))
+                self._advance_as_room_allows(JournalPhase.COMPLETING, completion=_dump(self._make_outcome()))
             self._complete()
             self._clean_up()
         except LeaseLost as error:
@@ -415,9 +420,27 @@ class StepRun:
                 self._tell_less(error)
             else:
                 log.info("step_completed", step=self._claim.step_id, status=said.status)
-                self._journal.advance(JournalPhase.DONE)
+                self._advance_as_room_allows(JournalPhase.DONE)
                 return
         raise LeaseLost("the coordinator never accepted the completion")
+
+    def _fail_without_log(self, error: OSError | StepError) -> None:
+        """Where there is no room for a log nothing is run; the next attempt may be on another machine."""
+        is_full = not isinstance(error, OSError) or error.errno in NO_ROOM
+        said = Completion(
+            status="failed",
+            reason=Reason.DISK_FULL if is_full else Reason.INTERNAL,
+            detail=f"the log cannot be opened: {error}"[:4000],
+            infra=True,
+        )
+        log.error("log_not_opened", step=self._claim.step_id, cause=str(error))
+        insist(
+            partial(self._means.client.complete, self._attempt.proof, said),
+            given_up=self._attempt.abandoned,
+            stopping=self._attempt.shutdown,
+        )
+        self._advance_as_room_allows(JournalPhase.DONE)
+        self._kill_and_clean_up()
 
     def _with_log_facts(self, said: Completion) -> Completion:
         assert self._stream is not None and self._delivery is not None  # noqa: S101
@@ -430,11 +453,22 @@ class StepRun:
         """The coordinator will never take this completion: tell it the nearest that is legal."""
         log.error("completion_refused", step=self._claim.step_id, cause=str(refused))
         reason = Reason.UPLOAD_FAILED if refused.code == "outputs_incomplete" else Reason.INTERNAL
-        self._journal.record(
+        self._advance_as_room_allows(
+            self._journal.phase,
             completion=_dump(
                 Completion(status="failed", reason=reason, detail=str(refused)[:4000], infra=True)
-            )
+            ),
         )
+
+    def _advance_as_room_allows(self, phase: JournalPhase, **data: Any) -> None:
+        """Once the outcome is known it is told, even where a full disk keeps it from being written down.
+
+        A runner that dies before it is told gathers it again, and what is told twice is told once.
+        """
+        try:
+            self._journal.advance(phase, **data)
+        except StepError as error:
+            log.warning("journal_not_written", step=self._claim.step_id, cause=error.detail)
 
     # --- the log ------------------------------------------------------------------------------------
 
@@ -448,8 +482,13 @@ class StepRun:
         self._delivery.start()
 
     def _note(self, line: str, level: Level = "INFO") -> None:
-        if self._stream is not None:
+        if self._stream is None:
+            return
+        try:
             self._stream.note(line, level)
+        except StepError as error:
+            # A full disk must not keep the outcome from being told; what needs the room says so itself.
+            log.warning("note_not_written", step=self._claim.step_id, line=line[:500], cause=error.detail)
 
     # --- the end ------------------------------------------------------------------------------------
 

@@ -21,6 +21,8 @@ PAUSE_EVERY = 200
 PAUSE_S = 0.005
 MAX_DEPTH = 200
 STOP_TIMEOUT_S = 10.0
+# A folder that cannot be moved aside is deleted where it stands; on a full disk there may be no room to move.
+NO_WAY = frozenset({errno.EXDEV, errno.EBUSY, errno.EACCES, errno.ENOSPC, errno.EDQUOT})
 
 
 class Trash:
@@ -54,7 +56,7 @@ class Trash:
         except FileNotFoundError:
             return
         except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EBUSY, errno.EACCES):
+            if error.errno not in NO_WAY:
                 raise
             remove_tree(path)
         self._wake.set()

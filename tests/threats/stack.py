@@ -99,9 +99,9 @@ class Stack(User):
         self._start_runner("process", slots=2)
         for name, image in (("box", BUSYBOX), ("python", PYTHON)):
             self.an_image(name, image)
-        until(lambda: len(self.api.get("/api/runners")) == len(self.runners), 60, told=self._tell)
-        kept = [*(self.folder / "data" / "keys").iterdir()]
         identities = [self.folder / name / "identity.json" for name in self.runners]
+        until(lambda: all(path.exists() for path in identities), 60, told=self._tell)
+        kept = [*(self.folder / "data" / "keys").iterdir()]
         self._secrets = [path.read_bytes().decode("latin-1").strip() for path in kept]
         self._secrets += [json.loads(path.read_text())["secret"] for path in identities]
 

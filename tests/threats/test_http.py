@@ -314,7 +314,8 @@ def test_logs_of_a_bare_completion_may_hold_odd_text(stack: Stack) -> None:
     ["limit=0", "limit=-1", "limit=101", "limit=1000000000", "limit=2147483648", "limit=9223372036854775808",
      f"limit={10**30}", "limit=1;drop", "limit=1&limit=2", "limit[]=1", "limit=", "limit=1.0", "limit=1e1",
      "limit=%201", "limit=+1", "limit=0x1", "limit=null", "limit=true", "offset=-1",
-     "offset=9223372036854775807", f"offset={10**30}", "offset=-9223372036854775809", "offset=", "Limit=1", "page=1", "limit=%D9%A1"],
+     "offset=9223372036854775807", f"offset={10**30}",
+     "offset=-9223372036854775809", "offset=", "Limit=1", "page=1", "limit=%D9%A1"],
 )  # fmt: skip
 def test_a_page_that_does_not_exist_is_refused(stack: Stack, query: str) -> None:
     project = stack.a_project()
