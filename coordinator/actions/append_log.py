@@ -7,11 +7,11 @@ from typing import Any
 
 from sqlmodel import Session
 
-from coordinator.actions.leased_step import LeaseProof, get_leased_step
+from coordinator.actions.leased_step import LeaseProof, get_leased_step, hold_leased_step
 from coordinator.errors import LogConflict, LogGap, StaleAttempt
 from coordinator.rules.access import Caller
 from coordinator.site import Site
-from coordinator.store import attempts, builds, logs, steps
+from coordinator.store import attempts, logs, steps
 from shared.protocol import Action
 
 NOTICE = b"\n[buildmill] the log limit of %d bytes is reached; what follows is not kept\n"
@@ -38,9 +38,7 @@ def append_log(
     now: datetime,
 ) -> Appended:
     """Store what is new of `data`. Bytes sent twice change nothing; other bytes are a LogConflict."""
-    step = get_leased_step(tx, site, caller, step_id, proof)
-    builds.lock_build(tx, step.build_id)
-    step = get_leased_step(tx, site, caller, step_id, proof)
+    step = hold_leased_step(tx, site, caller, step_id, proof)
     row = attempts.find_attempt(tx, step_id, proof.attempt)
     action = Action.CANCEL if step.cancel_requested_at else Action.CONTINUE
     if row is not None and row.log_state == "truncated":

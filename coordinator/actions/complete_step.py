@@ -1,5 +1,6 @@
 """Record how a step ended and let its build move on."""
 
+import hashlib
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from sqlmodel import Session
 
 from coordinator.actions.append_log import store_log
-from coordinator.actions.leased_step import LeaseProof, get_attempt
+from coordinator.actions.leased_step import LeaseProof, get_attempt, hold_attempt
 from coordinator.actions.settle_build import settle_build
 from coordinator.actions.show_build import get_visible_build
 from coordinator.errors import (
@@ -43,6 +44,9 @@ class SealedLog:
     sha256: str
 
 
+EMPTY_LOG = SealedLog(0, hashlib.sha256().hexdigest())
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What the completion changed: how the step stands now and whether its build is over."""
@@ -70,9 +74,7 @@ def complete_step(
     now: datetime,
 ) -> Verdict:
     """End a leased attempt. Said again, the same answer; an attempt that is not current changes nothing."""
-    step = get_attempt(tx, site, caller, step_id, proof)
-    builds.lock_build(tx, step.build_id)
-    step = get_attempt(tx, site, caller, step_id, proof)
+    step = hold_attempt(tx, site, caller, step_id, proof)
     _require_sane(said)
     wanted = _target(said)
     if StepState(step.state).is_final:
@@ -201,13 +203,12 @@ def _recorded(tx: Session, step: Any, wanted: StepState) -> Verdict:
 
 
 def _require_whole_log(tx: Session, step: Any, said: Completion, sealed: SealedLog) -> None:
-    row = attempts.find_attempt(tx, step.id, step.attempt)
-    if said.log_size is None or (row is not None and row.log_state == "truncated"):
+    has_all = step.log_size == said.log_size == sealed.size
+    if said.log_size is None or (has_all and said.log_sha256 in (None, sealed.sha256)):
         return
-    if step.log_size != said.log_size or sealed.size != said.log_size:
-        raise LogIncomplete(step.log_size)
-    if said.log_sha256 and sealed.sha256 != said.log_sha256:
-        raise LogIncomplete(0)
+    row = attempts.find_attempt(tx, step.id, step.attempt)
+    if row is None or row.log_state != "truncated":
+        raise LogIncomplete(0 if has_all else step.log_size)
 
 
 def _require_outputs(tx: Session, step: Any, said: Completion) -> None:
@@ -315,9 +316,7 @@ def _end_attempt(
     *,
     now: datetime,
 ) -> None:
-    row = attempts.find_attempt(tx, step.id, step.attempt)
-    is_truncated = row is not None and row.log_state == "truncated"
-    attempts.change_attempt(
+    attempts.end_attempt(
         tx,
         step.id,
         step.attempt,
@@ -329,7 +328,6 @@ def _end_attempt(
         finished_at=now,
         log_size=step.log_size,
         log_sha256=sealed.sha256 if sealed and sealed.size == step.log_size else None,
-        log_state="truncated" if is_truncated else "complete",
     )
     audit.record(
         tx,

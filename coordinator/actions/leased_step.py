@@ -10,7 +10,8 @@ from coordinator.errors import StaleAttempt
 from coordinator.rules.access import Caller
 from coordinator.rules.leases import lease_token
 from coordinator.site import Site
-from coordinator.store import steps
+from coordinator.store import builds, steps
+from coordinator.store.lane_session import needs_locks
 from shared.states import StepState
 
 
@@ -32,10 +33,21 @@ def get_attempt(tx: Session, site: Site, caller: Caller, step_id: str, proof: Le
 
 def get_leased_step(tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof) -> Any:
     """The step, if this runner's attempt is current and still running; StaleAttempt otherwise."""
+    return _leased(get_attempt(tx, site, caller, step_id, proof))
+
+
+def hold_attempt(tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof) -> Any:
+    """`get_attempt`, and its build held: until the transaction ends nothing of it changes."""
     step = get_attempt(tx, site, caller, step_id, proof)
-    if not StepState(step.state).is_leased:
-        raise StaleAttempt(f"the step is {step.state}")
-    return step
+    if not needs_locks(tx):
+        return step
+    builds.lock_build(tx, step.build_id)
+    return get_attempt(tx, site, caller, step_id, proof)
+
+
+def hold_leased_step(tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof) -> Any:
+    """`get_leased_step`, and its build held: until the transaction ends nothing of it changes."""
+    return _leased(hold_attempt(tx, site, caller, step_id, proof))
 
 
 def is_current(site: Site, caller: Caller, step: Any, proof: LeaseProof) -> bool:
@@ -50,3 +62,9 @@ def is_current(site: Site, caller: Caller, step: Any, proof: LeaseProof) -> bool
         request_id=step.request_id or "",
     )
     return hmac.compare_digest(expected.encode(), proof.lease.encode())
+
+
+def _leased(step: Any) -> Any:
+    if not StepState(step.state).is_leased:
+        raise StaleAttempt(f"the step is {step.state}")
+    return step

@@ -15,7 +15,10 @@ from shared.workflow import StepSpec
 
 def render_script(step: Any, build: Any, *, attempt: int) -> str:
     """The bash script of this attempt."""
-    spec = StepSpec.model_validate(step.spec, by_alias=True)
+    return _render_script(step, build, StepSpec.model_validate(step.spec, by_alias=True), attempt)
+
+
+def _render_script(step: Any, build: Any, spec: StepSpec, attempt: int) -> str:
     variables = {
         "CI": "true",
         "BUILDMILL_PROJECT_ID": build.project_id,
@@ -34,7 +37,7 @@ def render_script(step: Any, build: Any, *, attempt: int) -> str:
 def render_claim(tx: Session, site: Site, step: Any, build: Any) -> Claim:
     """Everything the runner needs to run this attempt."""
     spec = StepSpec.model_validate(step.spec, by_alias=True)
-    script = render_script(step, build, attempt=step.attempt)
+    script = _render_script(step, build, spec, step.attempt)
     settings = site.settings
     return Claim(
         step_id=step.id,

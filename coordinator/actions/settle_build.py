@@ -21,8 +21,12 @@ def settle_build(
 
     The caller holds the build's row: two steps that end together must not each see the other running.
     """
-    _settle_dependents(tx, build_id, ended_steps, now=now)
     counts = steps.count_states(tx, build_id)
+    if counts.get(StepState.PENDING):
+        _settle_dependents(tx, build_id, ended_steps, now=now)
+        counts = steps.count_states(tx, build_id)
+    if build_outcome(counts, is_cancelled=False) is None:
+        return None  # something of it is still to come
     build = builds.lock_build(tx, build_id)
     outcome = build_outcome(counts, is_cancelled=build.cancel_requested_at is not None)
     if outcome is None:

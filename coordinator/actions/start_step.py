@@ -5,12 +5,12 @@ from typing import Any
 
 from sqlmodel import Session
 
-from coordinator.actions.leased_step import LeaseProof, get_leased_step
+from coordinator.actions.leased_step import LeaseProof, hold_leased_step
 from coordinator.errors import StaleAttempt
 from coordinator.rules.access import Caller
 from coordinator.rules.transitions import StepEvent
 from coordinator.site import Site
-from coordinator.store import attempts, builds, steps
+from coordinator.store import attempts, steps
 from shared.protocol import Start, StartAnswer
 from shared.states import StepState
 
@@ -19,9 +19,7 @@ def start_step(
     tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof, said: Start, *, now: datetime
 ) -> StartAnswer:
     """Answer `go` once the step is recorded as running, or `cancel`. Asked again, the same answer."""
-    step = get_leased_step(tx, site, caller, step_id, proof)
-    builds.lock_build(tx, step.build_id)  # once a cancel was answered nothing may start any more
-    step = get_leased_step(tx, site, caller, step_id, proof)
+    step = hold_leased_step(tx, site, caller, step_id, proof)  # once a cancel was answered nothing may start
     limits = {"timeout_s": int(step.spec["timeoutSeconds"]), "grace_s": 10}
     if step.cancel_requested_at is not None:
         return StartAnswer(action="cancel", **limits)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Update, insert, select, update
+from sqlalchemy import Update, case, insert, select, update
 from sqlalchemy.engine import Row
 from sqlmodel import Session
 
@@ -54,6 +54,18 @@ def find_attempt(tx: Session, step_id: str, attempt: int) -> Row[Any] | None:
 def change_attempt(tx: Session, step_id: str, attempt: int, **values: Any) -> None:
     which = {"the_step_id": step_id, "the_attempt": attempt}
     tx.connection().execute(_change(tuple(values)), which | as_new(values))
+
+
+def end_attempt(tx: Session, step_id: str, attempt: int, **values: Any) -> None:
+    """`change_attempt` for the last time: its log is whole now, unless it was cut at the limit."""
+    which = {"the_step_id": step_id, "the_attempt": attempt}
+    tx.connection().execute(_end(tuple(values)), which | as_new(values))
+
+
+@functools.cache
+def _end(names: tuple[str, ...]) -> Update:
+    log_state = case((ATTEMPTS.c.log_state == "truncated", "truncated"), else_="complete")
+    return _change(names).values(log_state=log_state)
 
 
 @functools.cache

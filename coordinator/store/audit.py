@@ -1,5 +1,6 @@
 """The audit trail: rows are inserted, never changed."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -24,19 +25,44 @@ def record(
     **details: Any,
 ) -> None:
     """Write down who did what, in the transaction of the change itself."""
-    tx.connection().execute(
-        _INSERT,
-        {
-            "id": new_id(),
-            "tenant_id": tenant_id or caller.tenant_id,
-            "project_id": project_id,
-            "action": action,
-            "actor": caller.actor,
-            "address": caller.address,
-            "details": {key: value for key, value in details.items() if value is not None},
-            "created_at": now,
-        },
-    )
+    row = _row(caller, action, project_id, tenant_id or caller.tenant_id, details, now)
+    tx.connection().execute(_INSERT, row)
+
+
+def record_each(
+    tx: Session,
+    caller: Caller,
+    action: str,
+    happened: Sequence[tuple[str | None, dict[str, Any]]],
+    *,
+    now: datetime,
+) -> None:
+    """`record` for each project and details, all at once."""
+    rows = [
+        _row(caller, action, project_id, caller.tenant_id, details, now) for project_id, details in happened
+    ]
+    if rows:
+        tx.connection().execute(_INSERT, rows)
+
+
+def _row(
+    caller: Caller,
+    action: str,
+    project_id: str | None,
+    tenant_id: str | None,
+    details: dict[str, Any],
+    now: datetime,
+) -> dict[str, Any]:
+    return {
+        "id": new_id(),
+        "tenant_id": tenant_id,
+        "project_id": project_id,
+        "action": action,
+        "actor": caller.actor,
+        "address": caller.address,
+        "details": {key: value for key, value in details.items() if value is not None},
+        "created_at": now,
+    }
 
 
 def list_records(

@@ -12,6 +12,7 @@ from coordinator.actions.append_log import Appended, forget_log
 from coordinator.actions.append_log import append_log as append_log_action
 from coordinator.actions.bind_source import bind_source as bind_source_action
 from coordinator.actions.complete_step import (
+    EMPTY_LOG,
     SealedLog,
     Verdict,
     complete_bare_step,
@@ -242,12 +243,17 @@ async def complete_step(call: Call) -> Response:
         verdict = await call.write(complete_bare_step, site, call.caller, step_id, call.body)
     else:
         step = (site, call.caller, step_id, proof)
-        size, path = await call.read(log_to_seal, *step)
-        digest = await asyncio.to_thread(site.logs.seal, path, size)
-        await _require_same_bytes(call, step, size, digest)
-        verdict = await call.write(complete_step_action, *step, call.body, SealedLog(size, digest))
+        sealed = EMPTY_LOG if call.body.log_size == 0 else await _seal(call, step)
+        verdict = await call.write(complete_step_action, *step, call.body, sealed)
     call.state.bell.ring(READY, log_topic(step_id))
     return json_answer(_completed(verdict))
+
+
+async def _seal(call: Call, step: Any) -> SealedLog:
+    size, path = await call.read(log_to_seal, *step)
+    digest = await asyncio.to_thread(call.state.site.logs.seal, path, size)
+    await _require_same_bytes(call, step, size, digest)
+    return SealedLog(size, digest)
 
 
 async def _require_same_bytes(call: Call, step: Any, size: int, digest: str) -> None:
