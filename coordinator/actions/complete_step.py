@@ -85,6 +85,7 @@ def complete_step(
         steps.move_step(tx, step.id, StepEvent.REVIVE, attempt=step.attempt, not_before=None)
     _require_whole_log(tx, step, said, sealed)
     if said.status == "success":
+        _require_within_limits(site, said)
         _require_outputs(tx, step, said)
     return _finish(tx, step, said, sealed, now=now)
 
@@ -209,6 +210,15 @@ def _require_whole_log(tx: Session, step: Any, said: Completion, sealed: SealedL
     row = attempts.find_attempt(tx, step.id, step.attempt)
     if row is None or row.log_state != "truncated":
         raise LogIncomplete(0 if has_all else step.log_size)
+
+
+def _require_within_limits(site: Site, said: Completion) -> None:
+    settings = site.settings
+    if len(said.artifacts) > settings.artifact_count:
+        raise Invalid(f"a step may have {settings.artifact_count} outputs, not {len(said.artifacts)}")
+    total = sum(entry.size for entry in said.artifacts)
+    if total > settings.artifact_limit:
+        raise Invalid(f"the outputs of a step may have {settings.artifact_limit} bytes, not {total}")
 
 
 def _require_outputs(tx: Session, step: Any, said: Completion) -> None:

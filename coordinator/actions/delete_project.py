@@ -12,6 +12,7 @@ from coordinator.store import audit, projects
 def delete_project(tx: Session, caller: Caller, project_id: str, *, now: datetime) -> None:
     """Hide the project and all below it; refused while one of its builds has not ended."""
     project = projects.get_project(tx, caller, project_id)
+    projects.lock_project(tx, project.id)
     unfinished = projects.count_unfinished_builds(tx, project.id)
     if unfinished:
         raise InUse(f"{unfinished} builds of this project have not ended")

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import structlog
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlmodel import Session
 
 from coordinator.errors import CoordinatorError, Invalid, Unavailable
@@ -140,7 +140,7 @@ class Lanes:
             try:
                 session = session or self._new_session(self.database.writer.connect)
                 self._commit_group(session, batch)
-            except DBAPIError as error:
+            except SQLAlchemyError as error:  # also what the library itself finds broken: the lane goes on
                 _fail_all(batch, error)
                 _drop(session)
                 session = None
@@ -195,6 +195,11 @@ class Lanes:
                     time.sleep(random.uniform(0.001, 0.02) * 2**attempt)  # noqa: S311 - jitter, not a secret
                 except _Refusal:
                     break
+                except SQLAlchemyError as error:  # a broken pool or connection: a fresh one for the next job
+                    job.error = _lost(error)
+                    _drop(session)
+                    session = None
+                    break
             _hand_back([job])
         _drop(session)
 
@@ -237,8 +242,14 @@ def _lost_group(job: _Job) -> DBAPIError:
     return DBAPIError("COMMIT", None, RuntimeError("the transaction was lost"))
 
 
-def _fail_all(batch: list[_Job], error: DBAPIError) -> None:
-    log.error("database_group_failed", size=len(batch), cause=str(error.orig))
+def _lost(error: SQLAlchemyError) -> Unavailable:
+    log.error("database_lane_failed", cause=str(error))
+    return Unavailable("the database could not answer; try again")
+
+
+def _fail_all(batch: list[_Job], error: SQLAlchemyError) -> None:
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    log.error("database_group_failed", size=len(batch), cause=str(cause))
     for job in batch:
         if not isinstance(job.error, CoordinatorError):
             job.error = Unavailable("the database could not commit; try again")

@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import func, update
+from sqlalchemy import select as core_select
 from sqlmodel import Session, col, select
 
 from coordinator.errors import NotFound
@@ -25,6 +26,11 @@ def get_project(tx: Session, caller: Caller, project_id: str) -> Project:
     if project is None or project.deleted_at is not None or not caller.may_see_tenant(project.tenant_id):
         raise NotFound("no such project")
     return project
+
+
+def lock_project(tx: Session, project_id: str) -> None:
+    """Hold the project until the transaction ends: no build is made in it meanwhile."""
+    tx.connection().execute(core_select(PROJECTS.c.id).where(PROJECTS.c.id == project_id).with_for_update())
 
 
 def list_projects(tx: Session, tenant_id: str) -> list[Project]:

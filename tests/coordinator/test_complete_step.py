@@ -4,6 +4,7 @@ import hashlib
 
 import pytest
 
+from coordinator.settings import Settings
 from tests.factories import ON_SQLITE, Api, HeldOverHttp, Mill, a_spec, a_step, together
 
 
@@ -339,3 +340,14 @@ def test_nobody_else_binds_the_commit(api: Api) -> None:
     answer = held.client.post(held.path("source"), json={"commit": "a" * 40}, headers=wrong)
 
     assert answer.status_code == 409
+
+
+def test_outputs_beyond_the_limits_in_sum_are_refused(api: Api, settings: Settings) -> None:
+    held = api.a_running_step(a_spec(test=[], behind=["test"]))
+    half = settings.artifact_limit // 2 + 1
+    entries = [{"path": name, "type": "file", "size": half, "sha256": "0" * 64} for name in ("a", "b")]
+
+    answer = held.complete(exitCode=0, artifacts=entries)
+
+    assert answer.status_code == 400
+    assert state_of(held)["status"] == "RUNNING"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import sqlalchemy.exc
 from sqlalchemy import insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session
@@ -247,3 +248,13 @@ async def test_a_caller_that_has_gone_does_not_disturb_the_lane(lanes: Lanes, da
         await leaving
 
     assert await lanes.write(store("next")) == "next"
+
+
+async def test_a_fault_of_the_library_costs_its_job_and_not_the_lane(lanes: Lanes) -> None:
+    def break_it(tx: Session) -> None:
+        raise sqlalchemy.exc.PendingRollbackError("the library says no")
+
+    with pytest.raises((Unavailable, sqlalchemy.exc.PendingRollbackError)):
+        await lanes.write(break_it)
+
+    assert await lanes.write(lambda tx: 7) == 7
