@@ -53,7 +53,9 @@ Connect = Callable[[str, str], Client]  # the coordinator's address and the runn
     type=click.Path(path_type=Path),
     help="File with the registration token, read at the first start only.",
 )
-@click.option("--labels", help="What steps may ask for, separated by commas; kept from the first start on.")
+@click.option(
+    "--labels", help="Labels that steps may ask for, separated by commas; kept from the first start on."
+)
 @click.option(
     "--executor",
     type=click.Choice(["docker", "process"]),
