@@ -23,7 +23,8 @@ _TITLE = "Build Server API"
 _ABOUT = (
     "Projects, workflows, builds and their runners. Times are RFC 3339 in UTC, ids are lower-case UUIDs, "
     "what is unset is left out of an answer. A path that exists answers other methods with 405 and names "
-    "the methods it takes in Allow; a parameter or a field that is not known is refused with 400."
+    "the methods it takes in Allow; a parameter or a field that is not known is refused with 400, and so is "
+    "NUL in a text. Integers are written without fraction and exponent."
 )
 _TAGS = {
     "Projects": "Project management operations",
@@ -210,7 +211,7 @@ def _query_parameters(endpoint: Endpoint) -> Iterator[Json]:
             "in": "query",
             "required": name in shape.get("required", ()),
             "description": description,
-            "schema": _sound_text(schema),
+            "schema": schema,
         }
 
 
@@ -341,9 +342,7 @@ def _as_accepted(name: str, schema: Json) -> Json:
     properties = {
         field: _worded(name, field, inner, words) for field, inner in schema.get("properties", {}).items()
     }
-    if properties:
-        schema = {**schema, "properties": properties}
-    return _each_schema(schema, _sound_text)
+    return {**schema, "properties": properties} if properties else schema
 
 
 def _worded(component: str, field: str, schema: Json, words: Mapping[str, Mapping[str, Any]]) -> Json:
@@ -363,13 +362,6 @@ def _on_texts(schema: Json, words: Mapping[str, Any]) -> Json:
     if "anyOf" in schema:
         return {**schema, "anyOf": [_on_texts(branch, words) for branch in schema["anyOf"]]}
     return {**schema, **words} if schema.get("type") == "string" else schema
-
-
-def _sound_text(schema: Json) -> Json:
-    """No text may hold NUL; what has a narrower pattern already says so."""
-    if schema.get("type") != "string" or {"pattern", "enum", "const", "format"} & schema.keys():
-        return schema
-    return {**schema, "pattern": patterns.TEXT}
 
 
 def _as_shown(schema: Json) -> Json:

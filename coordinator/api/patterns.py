@@ -11,7 +11,6 @@ _SPACES = r"\u0020\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"
 _EDGE = f"[^{_UNSHOWABLE}{_SPACES}]"
 
 # Most patterns are written for any regular expression engine, so they avoid classes such as \p{Cc}.
-TEXT = r"^[^\u0000]*$"
 DISPLAY_NAME = f"^{_EDGE}(?:[^{_UNSHOWABLE}]*{_EDGE})?$"
 SLUG = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
 LABEL = r"^[a-z0-9](?:[a-z0-9._=-]*[a-z0-9])?$"
