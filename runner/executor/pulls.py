@@ -93,7 +93,7 @@ class Pulls:
             except PullFailed as error:
                 text = str(error)
                 if attempt == TRIES or not verdict.may_pull_again(text):
-                    raise StepError(verdict.explain_pull(text), text) from error
+                    raise StepError(verdict.explain_pull(text), f"{image}: {text}") from error
                 self._tell(flight, f"{image}: {text}; trying again")
                 time.sleep(self._pause_s * attempt * random.uniform(0.5, 1.5))  # noqa: S311
             else:

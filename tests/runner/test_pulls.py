@@ -71,6 +71,7 @@ def test_only_what_passes_by_itself_is_tried_again(text: str, tries: int, reason
         Pulls(pull_once, pause_s=0.001).pull("a:1", deadline_s=20, progress=ignore)
 
     assert caught.value.reason is reason
+    assert caught.value.detail == f"a:1: {text}"
     assert len(count) == tries
 
 

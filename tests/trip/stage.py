@@ -3,7 +3,6 @@
 import itertools
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -22,7 +21,7 @@ import httpx
 from coordinator.api.server import make_server
 from coordinator.app import create_app
 from coordinator.settings import Settings as CoordinatorSettings
-from coordinator.store.dialect import Database
+from coordinator.store.dialect import Database, open_database
 from runner.agent import Agent
 from runner.cli import make_agent
 from runner.client import Client
@@ -287,6 +286,20 @@ def a_stage(database: Database, **settings: Any) -> Iterator[Stage]:
             stage.close()
 
 
+@contextmanager
+def an_engine_stage(**settings: Any) -> Iterator[Stage]:
+    """A stage on SQLite whose images are the ones that scripts/images makes."""
+    with tempfile.TemporaryDirectory(prefix="bm-db-") as folder:
+        database = open_database(f"sqlite:///{folder}/buildmill.db")
+        try:
+            with a_stage(database, **settings) as stage:
+                stage.an_image("box", "buildmill/busybox:1")
+                stage.an_image("py", "buildmill/python:3")
+                yield stage
+        finally:
+            database.dispose()
+
+
 def steps_of(build: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {step["name"]: step for step in build["steps"]}
 
@@ -294,11 +307,6 @@ def steps_of(build: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
-
-
-def copy_of(folder: Path, to: Path) -> Path:
-    shutil.copytree(folder, to)
-    return to
 
 
 _SAID = re.compile(
