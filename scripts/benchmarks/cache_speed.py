@@ -35,7 +35,7 @@ class Size:
     rounds: int = 3
 
 
-QUICK = Size(generations=20, rounds=2)
+QUICK = Size(generations=18, rounds=2)
 SMALLEST = Size(files=400, changed=5, generations=3, rounds=1)
 
 

@@ -31,7 +31,7 @@ class Size:
     rounds: int = 5
 
 
-QUICK = Size(steps=5, rounds=3)
+QUICK = Size(steps=4, rounds=3)
 SMALLEST = Size(steps=1, rounds=1)
 
 

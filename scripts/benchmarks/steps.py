@@ -38,7 +38,7 @@ class Size:
     slots: int = 10
 
 
-QUICK = Size(builds=25, rounds=3)
+QUICK = Size(builds=20, rounds=3)
 SMALLEST = Size(builds=1, rounds=1, runners=2, slots=3)
 
 
