@@ -1,5 +1,6 @@
 """`buildmill runner`: flags and signals, and the parts put together."""
 
+import ctypes
 import os
 import platform
 import secrets
@@ -35,6 +36,8 @@ from runner.workspace import Workspaces
 from shared.protocol import Registration, Resume
 
 log = structlog.get_logger()
+
+PR_SET_PDEATHSIG = 1
 
 Connect = Callable[[str, str], Client]  # the coordinator's address and the runner's secret
 
@@ -72,7 +75,8 @@ Connect = Callable[[str, str], Client]  # the coordinator's address and the runn
     help="Pass this machine's CA bundle, proxy and package index into containers (default: no).",
 )
 @click.option("--once", is_flag=True, help="End when there is nothing left to do.")
-def runner(once: bool, **options: Any) -> None:
+@click.option("--with-parent", is_flag=True, hidden=True, help="Hand over when the parent process dies.")
+def runner(once: bool, with_parent: bool, **options: Any) -> None:
     """Take steps from a coordinator and run them on this machine.
 
     The first start registers the runner and keeps its secret in the state folder.
@@ -92,6 +96,8 @@ def runner(once: bool, **options: Any) -> None:
         with StateLock(settings.state.absolute()):
             agent = make_agent(settings, once=once)
             obey_signals(agent)
+            if with_parent:
+                hand_over_with_parent()
             agent.run()
     except BadSetup as error:
         raise click.ClickException(str(error)) from error
@@ -245,3 +251,13 @@ def obey_signals(agent: Agent) -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGUSR2, hand_over)
+
+
+def hand_over_with_parent() -> None:
+    """Let the kernel send USR2 when the parent dies: its next start finds the work and no runner."""
+    parent = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGUSR2) != 0:
+        raise BadSetup(f"the parent cannot be watched: {os.strerror(ctypes.get_errno())}")
+    if os.getppid() != parent:
+        signal.raise_signal(signal.SIGUSR2)  # it died a moment before

@@ -25,6 +25,7 @@ from runner.delivery import LogDelivery
 from runner.durable import NO_ROOM
 from runner.errors import EngineUnavailable, LeaseLost, LogRewind, Refused, StepError
 from runner.executor.base import Bind, Ended, Job
+from runner.executor.launcher import open_log
 from runner.insistence import GaveUp, insist
 from runner.journal import Journal, JournalPhase
 from runner.log_stream import Level, LogStream
@@ -42,6 +43,8 @@ LOOK_S = 0.5
 ENGINE_PATIENCE_S = 600.0
 ENGINE_PAUSE_S = 1.0
 MOST_REPAIRS = 20
+SYNTAX_ERROR_CODE = 2
+HEAD_BYTES = 1024 * 1024
 
 
 class StepRun:
@@ -116,8 +119,19 @@ class StepRun:
         ended = self._watch(job)
         if ended.rc is None and ended.detail:
             self._note(ended.detail, "ERROR")
+        if ended.reason is None and ended.rc == SYNTAX_ERROR_CODE and not self._has_begun():
+            ended = replace(ended, reason=Reason.SYNTAX_ERROR)
         self._journal.advance(JournalPhase.EXITED, ended=_write_ended(ended), code=_exit_code(ended))
         return ended
+
+    def _has_begun(self) -> bool:
+        """True when the script's own start mark, with this attempt's nonce, stands in the log."""
+        mark = f"##[buildmill:start {self._journal.data.get('nonce', '')} ".encode()
+        descriptor = open_log(self._folder)
+        try:
+            return mark in os.pread(descriptor, HEAD_BYTES, 0)
+        finally:
+            os.close(descriptor)
 
     # --- before the script --------------------------------------------------------------------------
 
@@ -551,6 +565,8 @@ class StepRun:
         """Between the phases before the script: hear what the coordinator and the operator say."""
         if self._attempt.abandoned.is_set():
             raise LeaseLost("the coordinator said abandon")
+        if not self._journal.phase.is_before(JournalPhase.RUNNING):
+            return  # adopted while it runs: it is ended with its grace, by the one who waits for it
         if self._attempt.cancelled.is_set():
             raise StepError(Reason.CANCELLED, "the build was cancelled before the script ran")
         if self._attempt.shutdown.is_set():

@@ -110,7 +110,7 @@ def _start_runner(
 ) -> "subprocess.Popen[bytes]":
     argv = [sys.executable, "-m", "coordinator", "runner", "--coordinator", address]
     argv += ["--state", str(state), "--slots", str(slots), "--executor", executor]
-    argv += ["--token-file", str(data / "keys" / "registration-token")]
+    argv += ["--token-file", str(data / "keys" / "registration-token"), "--with-parent"]
     # a session of its own: an interrupt of the terminal reaches it through us, in order
     return subprocess.Popen(argv, start_new_session=True, umask=0o022)
 

@@ -192,6 +192,17 @@ def test_a_missing_output_fails_the_step_and_keeps_its_exit_code(stage):
     assert stage.artifacts(build["id"]) == {}
 
 
+def test_a_script_that_cannot_be_parsed_is_told_from_one_that_ends_with_2(stage):
+    stage.a_runner()
+
+    build = stage.run(
+        [a_step("broken", runScript="echo never\nif true; then"), a_step("two", runScript="echo ran; exit 2")]
+    )
+
+    found = {step["name"]: (step["reason"], step["exitCode"]) for step in build["steps"]}
+    assert found == {"broken": ("syntax_error", 2), "two": ("exit_nonzero", 2)}
+
+
 @ON_SQLITE
 def test_a_script_that_fails_says_so_even_when_its_outputs_are_missing(stage):
     stage.a_runner()
