@@ -75,7 +75,7 @@ Connect = Callable[[str, str], Client]  # the coordinator's address and the runn
     help="Pass this machine's CA bundle, proxy and package index into containers (default: no).",
 )
 @click.option("--once", is_flag=True, help="End when there is nothing left to do.")
-@click.option("--with-parent", is_flag=True, hidden=True, help="Hand over when the parent process dies.")
+@click.option("--with-parent", is_flag=True, help="Hand over when the parent process dies.")
 def runner(once: bool, with_parent: bool, **options: Any) -> None:
     """Take steps from a coordinator and run them on this machine.
 
