@@ -258,4 +258,4 @@ def _error(answer: httpx.Response) -> Exception:
 
 def _retry_after(answer: httpx.Response) -> float | None:
     said = answer.headers.get("retry-after", "")
-    return min(float(said), MAX_RETRY_AFTER_S) if said.isdigit() and len(said) < 6 else None
+    return min(float(said), MAX_RETRY_AFTER_S) if said.isascii() and said.isdigit() else None

@@ -1,0 +1,159 @@
+"""The loop: what is taken, adopted, released and left, by a coordinator that answers as it is told."""
+
+import json
+import threading
+from functools import partial
+
+import httpx
+import pytest
+
+from runner.cli import make_agent
+from runner.client import Client
+from runner.journal import Journal, attempt_dir
+from runner.settings import Settings
+from runner.state_dir import Identity, PendingRequest, save_identity
+from tests.runner.claims import a_claim
+from tests.runner.state_folder import a_state_folder
+from tests.runner.test_step_run import ADDRESS, Coordinator, refusal
+
+
+class Polled(Coordinator):
+    """Hands out `claims`, one list for each poll, and orders for what it is told of."""
+
+    def __init__(self):
+        super().__init__()
+        self.claims = []
+        self.orders = {}
+        self.requests = []
+        self.resumed = []
+
+    def __call__(self, request):
+        if request.url.path.endswith("/acquire"):
+            self.requests.append(json.loads(request.content)["requestId"])
+        return super().__call__(request)
+
+    def _yes(self, verb, request):
+        if verb == "acquire":
+            claims = self.claims.pop(0) if self.claims else []
+            if not claims:
+                return httpx.Response(204)
+            return httpx.Response(
+                200, json={"claims": [one.model_dump(mode="json", by_alias=True) for one in claims]}
+            )
+        if verb in ("resume", "heartbeat"):
+            told = json.loads(request.content).get("attempts", [])
+            if verb == "resume":
+                self.resumed = [one["stepId"] for one in told]
+            orders = [
+                {
+                    "stepId": one["stepId"],
+                    "attempt": one["attempt"],
+                    "action": self.orders.get(one["stepId"], "continue"),
+                }
+                for one in told
+            ]
+            return httpx.Response(200, json={"attempts": orders, "next": 0.5})
+        return super()._yes(verb, request)
+
+
+@pytest.fixture
+def state():
+    with a_state_folder() as folder:
+        save_identity(folder, Identity("runner-1", "the-secret", ADDRESS))
+        yield folder
+
+
+@pytest.fixture
+def coordinator():
+    return Polled()
+
+
+@pytest.fixture
+def new_agent(state, coordinator):
+    def new(**settings):
+        connect = partial(Client, transport=httpx.MockTransport(coordinator))
+        chosen = Settings(coordinator=ADDRESS, state=state, executor="process", **settings)
+        return make_agent(chosen, once=True, connect=connect)
+
+    return new
+
+
+def live(agent):
+    """Run it to its end, in a thread of its own with a limit."""
+    thread = threading.Thread(target=agent.run, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
+
+
+def test_it_takes_runs_and_leaves(new_agent, coordinator):
+    coordinator.claims = [[a_claim(step_id="step-1"), a_claim(step_id="step-2")]]
+
+    live(new_agent())
+
+    assert coordinator.asked[0] == "resume"
+    assert coordinator.asked.count("complete") == 2
+    assert coordinator.asked[-1] == "bye"
+
+
+def test_each_answered_poll_is_followed_by_one_with_a_new_id(new_agent, coordinator, state):
+    coordinator.claims = [[a_claim()], []]
+
+    live(new_agent())
+
+    assert len(set(coordinator.requests)) == len(coordinator.requests)
+    assert PendingRequest(state).find() is None
+
+
+def test_a_poll_without_an_answer_is_repeated_under_its_id(new_agent, coordinator):
+    coordinator.answers["acquire"] = [httpx.ReadError("lost"), httpx.Response(502, text="<html>")]
+    coordinator.claims = [[a_claim()]]
+
+    live(new_agent())
+
+    first, second, third, *later = coordinator.requests
+    assert first == second == third
+    assert first not in later
+    assert coordinator.asked.count("complete") == 1
+
+
+def test_a_claim_that_is_heard_twice_runs_once(new_agent, coordinator, state):
+    claim = a_claim(f"echo x >> {state}/ran; sleep 0.3")
+    coordinator.claims = [[claim], [claim]]
+
+    live(new_agent(slots=2))
+
+    assert (state / "ran").read_text() == "x\n"
+
+
+def test_what_a_former_life_held_is_gone_on_with_or_thrown_away_as_told(new_agent, coordinator, state):
+    for step_id in ("goes-on", "is-over"):
+        folder = attempt_dir(state, step_id, 1)
+        claim = a_claim(f"echo {step_id} >> {state}/ran", step_id=step_id)
+        Journal.create(folder, claim.model_dump(mode="json"))
+    coordinator.orders = {"is-over": "abandon"}
+
+    live(new_agent())
+
+    assert sorted(coordinator.resumed) == ["goes-on", "is-over"]
+    assert (state / "ran").read_text() == "goes-on\n"
+    assert coordinator.asked.count("complete") == 1
+    assert list((state / "a").glob("*/*")) == []
+
+
+def test_a_process_that_was_superseded_steps_aside_without_a_goodbye(new_agent, coordinator):
+    coordinator.answers["acquire"] = [refusal(409, "session_superseded")]
+
+    live(new_agent())
+
+    assert "bye" not in coordinator.asked
+
+
+def test_one_that_is_told_to_stop_before_it_is_heard_ends_all_the_same(new_agent, coordinator):
+    coordinator.answers["resume"] = [httpx.ConnectError("away") for _ in range(1000)]
+    agent = new_agent()
+    threading.Timer(0.2, agent.drain).start()
+
+    live(agent)
+
+    assert "acquire" not in coordinator.asked

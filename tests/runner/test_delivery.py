@@ -1,0 +1,184 @@
+"""A log arrives whole and in order at a coordinator that forgets, refuses and goes away."""
+
+import threading
+import time
+
+import httpx
+import pytest
+
+from runner.client import Client
+from runner.delivery import LogDelivery
+from runner.errors import LeaseLost
+from runner.log_stream import LogStream
+from runner.mask import Masker
+from tests.runner.claims import an_attempt
+
+LINES = b"".join(b"line %d\n" % number for number in range(5000))
+
+
+class Coordinator:
+    """Keeps a log as the coordinator does; `fault` may answer in its place."""
+
+    def __init__(self):
+        self.log = b""
+        self.fault = lambda offset, data: None
+        self.asked = 0
+        self.arrived = threading.Event()
+
+    def __call__(self, request):
+        self.asked += 1
+        offset, data = int(request.url.params["offset"]), request.content
+        answer = self.fault(offset, data)
+        if answer is not None:
+            return answer
+        if offset > len(self.log):
+            return refusal(416, "log_gap", size=len(self.log))
+        overlap = self.log[offset : offset + len(data)]
+        if overlap != data[: len(overlap)]:
+            return refusal(409, "log_conflict", size=len(self.log))
+        self.log = self.log[:offset] + overlap + data[len(overlap) :] + self.log[offset + len(data) :]
+        self.arrived.set()
+        return httpx.Response(200, json={"size": len(self.log), "action": "continue"})
+
+
+def refusal(status, code, **more):
+    return httpx.Response(status, json={"error": "no", "code": code, "details": [], **more})
+
+
+@pytest.fixture
+def coordinator():
+    return Coordinator()
+
+
+@pytest.fixture
+def attempt():
+    return an_attempt()
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "log"
+    path.touch()
+    return path
+
+
+@pytest.fixture
+def delivery(coordinator, attempt, path):
+    client = Client("http://coordinator.test", "secret", transport=httpx.MockTransport(coordinator))
+    stream = LogStream(path, Masker([]))
+    made = LogDelivery(client, attempt, stream)
+    made.start()
+    yield made
+    made.stop()
+    stream.close()
+    client.close()
+
+
+def write(path, data):
+    with path.open("ab") as file:
+        file.write(data)
+
+
+def once(answer):
+    """A fault that happens the first time only."""
+    left = [answer]
+    return lambda offset, data: left.pop() if left else None
+
+
+def test_what_is_written_arrives_while_the_step_runs(coordinator, delivery, path):
+    write(path, b"first\n")
+
+    assert coordinator.arrived.wait(10)
+    assert coordinator.log == b"first\n"
+
+
+def test_everything_has_arrived_when_it_is_finished(coordinator, delivery, path):
+    write(path, LINES + b"no newline at the end")
+
+    delivery.finish()
+
+    assert coordinator.log == LINES + b"no newline at the end"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(503, json={"error": "busy", "code": "busy"}),
+        httpx.Response(502, text="<html>"),
+        httpx.Response(200, text="<html>"),
+        refusal(416, "log_gap", size=0),
+        refusal(409, "log_conflict", size=0),
+    ],
+)
+def test_no_answer_makes_a_hole(coordinator, delivery, path, answer):
+    coordinator.fault = once(answer)
+    write(path, LINES)
+
+    delivery.finish()
+
+    assert coordinator.log == LINES
+
+
+def test_an_answer_that_was_lost_makes_nothing_twice(coordinator, delivery, path):
+    def keep_and_break(offset, data):
+        coordinator.log += data
+        coordinator.fault = lambda offset, data: None
+        return httpx.Response(504, text="")
+
+    coordinator.fault = keep_and_break
+    write(path, LINES)
+
+    delivery.finish()
+
+    assert coordinator.log == LINES
+
+
+def test_a_coordinator_that_lost_its_end_gets_it_again(coordinator, delivery, path):
+    write(path, LINES)
+    delivery.finish()
+    coordinator.log = coordinator.log[:1000]
+
+    delivery.rewind(1000)
+
+    assert coordinator.log == LINES
+
+
+def test_beyond_the_limit_nothing_is_sent_and_the_step_goes_on(coordinator, delivery, path):
+    coordinator.fault = lambda offset, data: refusal(413, "too_large", limit=100, size=150)
+    write(path, LINES)
+    until = time.monotonic() + 10
+    while not delivery.is_truncated and time.monotonic() < until:
+        time.sleep(0.01)
+    asked = coordinator.asked
+    write(path, LINES)
+
+    delivery.finish()
+
+    assert delivery.is_truncated
+    assert coordinator.asked == asked
+
+
+def test_a_lost_lease_ends_the_delivery_and_is_told(coordinator, delivery, path):
+    coordinator.fault = lambda offset, data: refusal(409, "stale_attempt")
+    write(path, LINES)
+
+    with pytest.raises(LeaseLost):
+        delivery.finish()
+
+
+def test_a_cancel_is_heard_in_the_answer_to_the_log(coordinator, delivery, attempt, path):
+    coordinator.fault = once(httpx.Response(200, json={"size": 6, "action": "cancel"}))
+    write(path, b"first\n")
+
+    assert attempt.cancelled.wait(10)
+
+
+def test_an_abandoned_attempt_does_not_wait_for_a_coordinator_that_is_away(
+    coordinator, delivery, attempt, path
+):
+    coordinator.fault = lambda offset, data: httpx.Response(503, headers={"Retry-After": "600"}, json={})
+    write(path, LINES)
+    threading.Timer(0.2, attempt.abandon).start()
+
+    with pytest.raises(LeaseLost):
+        delivery.finish()

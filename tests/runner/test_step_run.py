@@ -1,0 +1,215 @@
+"""The recipe of one step against a coordinator that answers as it is told; the script is a real process."""
+
+import hashlib
+import json
+import os
+from functools import partial
+
+import httpx
+import pytest
+
+from runner.attempt import Attempt
+from runner.cli import make_agent
+from runner.client import Client, Proof
+from runner.journal import Journal, JournalPhase, attempt_dir
+from runner.settings import Settings
+from runner.state_dir import Identity, save_identity
+from runner.step_run import StepRun
+from tests.runner.claims import a_claim
+from tests.runner.state_folder import a_state_folder
+from tests.trip.faults import verb_of
+
+ADDRESS = "http://coordinator.test"
+
+
+class Coordinator:
+    """Says yes to everything, unless `answers[verb]` holds something else to be said first."""
+
+    def __init__(self):
+        self.log = b""
+        self.asked = []
+        self.completions = []
+        self.answers = {}
+
+    def __call__(self, request):
+        verb = verb_of(request.method, request.url.path)
+        self.asked.append(verb)
+        if verb == "complete":
+            self.completions.append(json.loads(request.content))
+        waiting = self.answers.get(verb)
+        if waiting:
+            answer = waiting.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+        return self._yes(verb, request)
+
+    def _yes(self, verb, request):
+        if verb == "log":
+            offset = int(request.url.params["offset"])
+            self.log = self.log[:offset] + request.content
+            return httpx.Response(200, json={"size": len(self.log)})
+        if verb == "start":
+            return httpx.Response(200, json={"action": "go", "timeoutS": 60, "graceS": 1})
+        if verb == "complete":
+            return httpx.Response(200, json={"success": True, "stepStatus": "SUCCESS", "buildComplete": True})
+        if verb == "head_blob":
+            return httpx.Response(404)
+        return httpx.Response(201, json={"ok": True})
+
+
+def refusal(status, code, **more):
+    return httpx.Response(status, json={"error": code, "code": code, "details": [], **more})
+
+
+@pytest.fixture
+def state():
+    with a_state_folder() as folder:
+        save_identity(folder, Identity("runner-1", "the-secret", ADDRESS))
+        yield folder
+
+
+@pytest.fixture
+def coordinator():
+    return Coordinator()
+
+
+@pytest.fixture
+def means(state, coordinator):
+    connect = partial(Client, transport=httpx.MockTransport(coordinator))
+    agent = make_agent(Settings(coordinator=ADDRESS, state=state, executor="process"), connect=connect)
+    made = agent._means
+    made.trash.start()
+    yield made
+    made.caches.close()
+    made.executor.close()
+    made.trash.close()
+    made.client.close()
+
+
+@pytest.fixture
+def attempt():
+    return Attempt(Proof("step-1", 1, "the-lease"))
+
+
+@pytest.fixture
+def run(state, means, attempt):
+    """Runs the recipe for a script, or goes on with it; the journal as it is left."""
+
+    def go(script="echo hello", **fields):
+        folder = attempt_dir(state, "step-1", 1)
+        claim = a_claim(script, **fields).model_dump(mode="json")
+        journal = Journal.load(folder) or Journal.create(folder, claim)
+        StepRun(means, journal, attempt).run()
+        return journal
+
+    return go
+
+
+def test_a_step_is_run_told_and_cleaned_up(run, coordinator, state):
+    journal = run("echo hello; mkdir out; echo x > out/x", output_paths=["out/*"])
+
+    (said,) = coordinator.completions
+    assert (said["status"], said["exitCode"]) == ("success", 0)
+    assert [entry["path"] for entry in said["artifacts"]] == ["out/x"]
+    assert said["logSize"] == len(coordinator.log)
+    assert said["logSha256"] == hashlib.sha256(coordinator.log).hexdigest()
+    assert b"\nhello\n" in coordinator.log
+    assert coordinator.asked.index("put_blob") < coordinator.asked.index("complete")
+    assert journal.phase is JournalPhase.DONE
+    assert not journal.folder.exists()
+
+
+def test_nothing_of_a_script_runs_before_the_coordinator_said_go(run, coordinator, state):
+    coordinator.answers["start"] = [
+        httpx.Response(200, json={"action": "cancel", "timeoutS": 9, "graceS": 1})
+    ]
+
+    run(f"touch {state}/ran")
+
+    assert not (state / "ran").exists()
+    assert coordinator.completions[0]["reason"] == "cancelled"
+
+
+def test_a_step_that_was_cancelled_before_it_began_does_not_begin(run, coordinator, attempt, state):
+    attempt.cancel("cancelled")
+
+    run(f"touch {state}/ran")
+
+    assert not (state / "ran").exists()
+    assert "start" not in coordinator.asked
+    assert coordinator.completions[0]["reason"] == "cancelled"
+
+
+def test_a_lost_lease_ends_the_script_and_leaves_nothing(run, coordinator, state):
+    coordinator.answers["log"] = [refusal(409, "stale_attempt")] * 100
+    coordinator.answers["complete"] = [refusal(409, "stale_attempt")]
+
+    journal = run(f"echo $$ > {state}/pid; echo hello")
+
+    assert not journal.folder.exists()
+    assert os.listdir(state / "processes") == []
+
+
+def test_a_log_that_arrived_in_part_is_sent_again_before_the_step_is_told(run, coordinator):
+    coordinator.answers["complete"] = [refusal(409, "log_incomplete", size=0)]
+
+    run()
+
+    assert len(coordinator.completions) == 2
+    assert coordinator.completions[0] == coordinator.completions[1]
+    assert b"\nhello\n" in coordinator.log
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"), [("outputs_incomplete", "upload_failed"), ("invalid", "internal")]
+)
+def test_a_completion_that_is_refused_is_followed_by_one_that_cannot_be(run, coordinator, code, reason):
+    coordinator.answers["complete"] = [refusal(409 if reason == "upload_failed" else 400, code)]
+
+    run()
+
+    first, second = coordinator.completions
+    assert (first["status"], second["status"], second["reason"]) == ("success", "failed", reason)
+    assert second["infra"]
+
+
+def test_a_completion_that_is_always_refused_does_not_go_on_for_ever(run, coordinator):
+    coordinator.answers["complete"] = [refusal(400, "invalid") for _ in range(1000)]
+
+    run()
+
+    assert len(coordinator.completions) < 50
+
+
+def test_a_process_that_ends_leaves_what_it_could_not_tell_to_the_next(run, coordinator, attempt, state):
+    attempt.shut_down()
+    coordinator.answers["complete"] = [httpx.ConnectError("away")]
+
+    journal = run(f"touch {state}/ran")
+    assert journal.phase is JournalPhase.COMPLETING
+    attempt.shutdown.clear()
+    journal = run()
+
+    assert journal.phase is JournalPhase.DONE
+    assert not (state / "ran").exists()
+    assert [said["reason"] for said in coordinator.completions] == ["runner_shutdown"] * 2
+
+
+def test_answers_that_are_lost_run_nothing_again(run, coordinator, state):
+    for verb in ("start", "head_blob", "put_blob", "complete"):
+        coordinator.answers[verb] = [httpx.ReadError("the answer was lost")]
+
+    run(f"echo x >> {state}/ran; echo x > out", output_paths=["out"])
+
+    assert (state / "ran").read_text() == "x\n"
+    assert [said["status"] for said in coordinator.completions] == ["success"] * 2
+
+
+def test_inputs_that_lead_outside_are_refused_before_anything_runs(run, coordinator, state):
+    bad = {"step": "s", "path": "../out", "type": "file", "sha256": "a" * 64, "size": 1}
+
+    run(f"touch {state}/ran", inputs=[bad])
+
+    assert not (state / "ran").exists()
+    assert coordinator.completions[0]["reason"] == "bad_config"
