@@ -2,6 +2,7 @@
 
 import secrets
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -209,9 +210,9 @@ class Agent:
         if self._shutdown.is_set():
             attempt.shut_down()
 
-        def work() -> None:
+        def work(release: Callable[[], None]) -> None:
             try:
-                StepRun(self._means, journal, attempt).run()
+                StepRun(self._means, journal, attempt, completed=release).run()
             finally:
                 with self._lock:
                     del self._attempts[key]

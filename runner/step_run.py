@@ -50,8 +50,16 @@ HEAD_BYTES = 1024 * 1024
 class StepRun:
     """One attempt, in one thread."""
 
-    def __init__(self, means: Means, journal: Journal, attempt: Attempt) -> None:
+    def __init__(
+        self,
+        means: Means,
+        journal: Journal,
+        attempt: Attempt,
+        *,
+        completed: Callable[[], None] = lambda: None,
+    ) -> None:
         self._means = means
+        self._completed = completed
         self._journal = journal
         self._attempt = attempt
         self._claim = Claim.model_validate(journal.claim)
@@ -72,6 +80,7 @@ class StepRun:
             if self._journal.phase.is_before(JournalPhase.COMPLETING):
                 self._advance_as_room_allows(JournalPhase.COMPLETING, completion=_dump(self._make_outcome()))
             self._complete()
+            self._completed()  # cleaning up keeps nobody waiting
             self._clean_up()
         except LeaseLost as error:
             log.warning("attempt_given_up", step=self._claim.step_id, cause=str(error))
