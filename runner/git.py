@@ -42,7 +42,6 @@ SETTINGS = (
     "maintenance.auto=false",
     "http.followRedirects=false",
     "http.lowSpeedLimit=1000",
-    "http.lowSpeedTime=60",
     "protocol.ext.allow=never",
     "submodule.recurse=false",
     "fetch.recurseSubmodules=false",
@@ -100,6 +99,7 @@ class Budget:
 
     seconds: float = 600.0
     bytes: int = 8 * 1024**3
+    slow_seconds: int = 60  # below a kilobyte per second for so long, and a server is given up
 
 
 @dataclass(frozen=True)
@@ -176,6 +176,8 @@ def _what_is_wrong(
         return "has no usable host"
     if "%" in netloc or netloc.count("@") > 1:
         return "has no usable host"
+    if netloc.endswith((":", ":0")) or (scheme != "ssh" and netloc.endswith(":22")):
+        return "has an unusable port"
     if password is not None or (username is not None and scheme != "ssh"):
         return "must not hold a user name or a password; logins belong into the runner's credentials file"
     if username is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", username):
@@ -193,6 +195,7 @@ class Git:
     run_as: RunAs | None = None
     credentials: Credentials = field(default_factory=Credentials)
     environ: Mapping[str, str] = field(default_factory=dict)
+    slow_seconds: int = Budget.slow_seconds
 
     def run(
         self,
@@ -205,7 +208,8 @@ class Git:
         progress: Callable[[str], None] | None = None,
     ) -> str:
         """Run one command to its end and return what it printed; raise GitFailed where it failed."""
-        command = ["git", *(part for setting in SETTINGS for part in ("-c", setting)), *arguments]
+        settings = (*SETTINGS, f"http.lowSpeedTime={self.slow_seconds}")
+        command = ["git", *(part for setting in settings for part in ("-c", setting)), *arguments]
         process = subprocess.Popen(
             command,
             cwd=folder,

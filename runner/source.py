@@ -82,7 +82,9 @@ class SourceCache:
         self._clock = clock
         self._records = state / "sources"
         home = state / "git"
-        self._git = Git(home, run_as, credentials or Credentials(), environ or {})
+        self._git = Git(
+            home, run_as, credentials or Credentials(), environ or {}, slow_seconds=self._budget.slow_seconds
+        )
         self._records.mkdir(mode=0o700, parents=True, exist_ok=True)
         for folder in (home, self._mirrors, self._checkouts):
             folder.mkdir(parents=True, exist_ok=True)

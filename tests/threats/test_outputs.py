@@ -11,7 +11,7 @@ import pytest
 from tests.factories import a_step
 from tests.runner.state_folder import a_state_folder, needs_root
 from tests.threats.stack import Stack, containers_of
-from tests.trip.stage import RunnerThread, said_in, steps_of
+from tests.trip.stage import RunnerThread, said_in, steps_of, until
 
 EXECUTORS = pytest.mark.parametrize("executor", ["docker", "process"])
 CANARY = "PWN-CANARY-OF-THIS-MACHINE"
@@ -188,7 +188,7 @@ def test_what_a_step_locks_away_is_in_nobodys_way(stack: Stack, executor: str) -
 
     assert (step["status"], later["status"]) == ("SUCCESS", "SUCCESS"), log + next_log
     assert said_in(next_log).split() == [b".", b".."]
-    assert containers_of(step["id"]) == []
+    until(lambda: containers_of(step["id"]) == [], 20)
 
 
 @EXECUTORS
