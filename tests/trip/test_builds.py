@@ -48,6 +48,7 @@ def test_outputs_of_all_dependencies_stand_in_the_workspace_and_the_later_one_wi
     assert set(stage.artifacts(build["id"])) == {"out/a", "out/all", "out/b", "out/both"}
 
 
+@ON_SQLITE
 def test_a_file_and_a_folder_at_one_path_end_the_step_that_would_see_both(stage):
     stage.a_runner()
 
@@ -64,6 +65,7 @@ def test_a_file_and_a_folder_at_one_path_end_the_step_that_would_see_both(stage)
     assert b"steps a and b deliver a file and a directory at out" in stage.log(step["id"])
 
 
+@ON_SQLITE
 def test_the_second_build_finds_what_the_first_left_in_its_cache(stage):
     stage.a_runner()
     spec = [a_step("a", runScript="cat cache/count || echo none; echo x >> cache/count", cacheDirs=["cache"])]
@@ -123,6 +125,7 @@ def test_a_step_goes_only_to_a_runner_with_all_its_labels(stage):
     assert plain.wire.sent["complete"] == 1
 
 
+@ON_SQLITE
 def test_a_step_that_runs_too_long_is_ended(stage):
     stage.a_runner()
 
@@ -181,6 +184,7 @@ def test_a_build_is_cancelled_while_it_waits_for_a_runner(stage):
     assert {step["status"] for step in build["steps"]} == {"CANCELLED"}
 
 
+@ON_SQLITE
 def test_a_missing_output_fails_the_step_and_keeps_its_exit_code(stage):
     stage.a_runner()
 
