@@ -222,7 +222,10 @@ class Stage:
         return 0
 
     def pids(self) -> list[int]:
-        return list(self._processes.values())
+        """Of all that run now, those that were started again meanwhile among them."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            self._processes = json.loads(self._record.read_text())["processes"]
+        return [pid for pid in self._processes.values() if is_ours(pid)]
 
     def watch(self, build: str) -> bool:
         argv = [*PYTHON, "watch", build, "--coordinator", self.address]
@@ -230,9 +233,9 @@ class Stage:
 
     def stop(self) -> None:
         """Runners first, so that they can say how their steps ended."""
+        self.pids()
         for name in sorted(self._processes, reverse=True):
             stop_process(self._processes[name])
-            del self._processes[name]
         self._record.unlink(missing_ok=True)
 
     def _adopt_former(self) -> None:
