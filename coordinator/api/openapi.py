@@ -134,7 +134,7 @@ def _response(endpoint: Endpoint, answer: Answer, names: "_Names") -> Json:
         schema = _answer_schema(answer.model, names)
         response["content"] = {answer.media_type: {"schema": schema} if schema else {}}
         for media_type in answer.other_media_types:
-            response["content"][media_type] = {"schema": {"type": "string"}}
+            response["content"][media_type] = {}
     return response
 
 
@@ -222,7 +222,9 @@ def _lease_headers(endpoint: Endpoint) -> Iterator[Json]:
         return
     is_required = audience is Audience.RUNNER
     yield _header(ATTEMPT_HEADER, "The number of the attempt", _ATTEMPT, required=is_required)
-    yield _header(LEASE_HEADER, "The lease of the attempt", _LEASE, required=is_required)
+    # where both may be absent, a lease without its attempt is not looked at
+    lease = _LEASE if is_required else {"type": "string"}
+    yield _header(LEASE_HEADER, "The lease of the attempt", lease, required=is_required)
 
 
 def _transfer_headers(endpoint: Endpoint) -> Iterator[Json]:
