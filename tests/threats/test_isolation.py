@@ -1,5 +1,6 @@
 """Steps that reach for the machine, for each other, or for more than their share, through the whole stack."""
 
+import itertools
 import os
 import re
 import time
@@ -277,6 +278,6 @@ def test_a_flood_without_end_does_not_fill_the_disk(stack: Stack) -> None:
 
     assert shown["steps"][0]["reason"] == "timeout"
     assert shown["steps"][0]["attempts"][-1]["logState"] == "truncated"
-    given_back = [before for before, after in zip(sizes, sizes[1:], strict=False) if after < before]
+    given_back = [before for before, after in itertools.pairwise(sizes) if after < before]
     assert len(given_back) > 2, sizes  # again and again, while the step goes on
     assert max(sizes) < 2048 * MIB
