@@ -11,9 +11,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from shared.faults import Fault, join_path
-from shared.references import InvalidReference, display_name, env_name, env_value, label, slug
+from shared.references import InvalidReference, display_name, env_name, env_value, environment, label, slug
 from shared.step_paths import cache_dir, output_pattern, overlaps
-from shared.workflow import MAX_ENV_BYTES, MAX_STEPS, StepSpec
+from shared.workflow import MAX_STEPS, StepSpec
 
 MAX_FAULTS = 1_000
 MAX_DEPENDENCIES = 20_000
@@ -177,14 +177,18 @@ class _Judge:
     def environment(self, env: object) -> None:
         if not isinstance(env, dict):
             return
-        size = 0
-        for name, value in list(env.items())[:1000]:
+        before = len(self._faults)
+        variables = dict(list(env.items())[:1000])
+        for name, value in variables.items():
             self.text("env", env_name, name, name[:64])
             if isinstance(value, str):
-                size += len(name) + len(value)
                 self.text("env", env_value, value, name[:64])
-        if size > MAX_ENV_BYTES:
-            self.say(f"must not be larger than {MAX_ENV_BYTES} bytes in sum", "env")
+        are_texts = all(isinstance(value, str) for value in variables.values())
+        if are_texts and len(self._faults) == before:
+            try:
+                environment(variables)  # what is accepted here is what a script can be written of
+            except InvalidReference as error:
+                self.say(str(error), "env")
 
     def apart(self, caches: Sequence[str | None], outputs: Sequence[str | None]) -> None:
         for index, one in enumerate(caches):

@@ -10,7 +10,6 @@ from pydantic.alias_generators import to_camel
 
 MAX_STEPS = 1_000
 MAX_SCRIPT_BYTES = 8 * 1024 * 1024
-MAX_ENV_BYTES = 256 * 1024
 MAX_TIMEOUT_S = 7 * 24 * 3600
 DEFAULT_TIMEOUT_S = 3600
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from shared.plan import MAX_FAULTS, InvalidPlan, Plan, plan_steps
+from shared.script import render_step_script
 from shared.workflow import MAX_STEPS
 
 IMAGES = {"box", "python"}
@@ -228,7 +229,7 @@ def test_paths_that_overlap_or_lead_elsewhere_are_refused(fields: dict[str, Any]
         ({"cacheDirs": ["d"] * 33}, "cacheDirs"),
         ({"labels": ["l"] * 33}, "labels"),
         ({"env": {"A": 1}}, "env.A"),
-        ({"env": {"A": "x" * (256 * 1024)}}, "env"),
+        ({"env": {"A": "x" * (256 * 1024)}}, "env.A"),
         ({"dependsOn": [3]}, "dependsOn[0]"),
         ({"dependsOn": None}, "dependsOn"),
         ({"unknown": 1}, "unknown"),
@@ -236,6 +237,42 @@ def test_paths_that_overlap_or_lead_elsewhere_are_refused(fields: dict[str, Any]
 )
 def test_what_is_out_of_bounds_is_named(fields: dict[str, Any], path: str) -> None:
     assert f"steps[0].{path}" in faults_of({**a_step(), **fields})
+
+
+@pytest.mark.parametrize(
+    ("env", "path"),
+    [
+        ({"A": "x" * 131071}, "env"),
+        ({"A" * 256: "x" * (131071 - 256)}, "env"),
+        ({"A": "\u00e9" * 65535}, "env"),
+        ({name: "\u20ac" * 30000 for name in "ABC"}, "env"),
+        ({"A": "\u00e9" * 70000}, "env.A"),
+        ({"A": "\ud800"}, "env.A"),
+    ],
+)
+def test_variables_are_counted_in_bytes_with_their_names(env: dict[str, str], path: str) -> None:
+    assert list(faults_of(a_step(env=env))) == [f"steps[0].{path}"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"env": {"A": "x" * (131071 - 2)}},
+        {"env": {"A": "\u00e9" * ((131071 - 2) // 2)}},
+        {"env": {name: "\u20ac" * 29000 for name in "ABC"}},
+        {"env": {"GRUSS": "gr\u00fc\u00df dich \U0001f600'\n"}, "runScript": "echo \u20ac\u2028\x01"},
+    ],
+)
+def test_what_is_accepted_can_always_be_rendered(fields: dict[str, Any]) -> None:
+    spec = plan({**a_step(), **fields}).steps[0].spec
+
+    script = render_step_script(name=spec.name, run_script=spec.run_script, env=spec.env, variables={})
+
+    assert all(value.split("'")[0] in script for value in spec.env.values())
+
+
+def test_a_script_that_is_no_text_is_refused() -> None:
+    assert list(faults_of(a_step(runScript="echo \ud800"))) == ["steps[0].runScript"]
 
 
 # Size
