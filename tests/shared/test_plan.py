@@ -245,7 +245,7 @@ def test_what_is_out_of_bounds_is_named(fields: dict[str, Any], path: str) -> No
         ({"A": "x" * 131071}, "env"),
         ({"A" * 256: "x" * (131071 - 256)}, "env"),
         ({"A": "\u00e9" * 65535}, "env"),
-        ({name: "\u20ac" * 30000 for name in "ABC"}, "env"),
+        (dict.fromkeys("ABC", "€" * 30000), "env"),
         ({"A": "\u00e9" * 70000}, "env.A"),
         ({"A": "\ud800"}, "env.A"),
     ],
@@ -259,7 +259,7 @@ def test_variables_are_counted_in_bytes_with_their_names(env: dict[str, str], pa
     [
         {"env": {"A": "x" * (131071 - 2)}},
         {"env": {"A": "\u00e9" * ((131071 - 2) // 2)}},
-        {"env": {name: "\u20ac" * 29000 for name in "ABC"}},
+        {"env": dict.fromkeys("ABC", "€" * 29000)},
         {"env": {"GRUSS": "gr\u00fc\u00df dich \U0001f600'\n"}, "runScript": "echo \u20ac\u2028\x01"},
     ],
 )
