@@ -66,7 +66,10 @@ class LogDelivery:
                     self._gather()
                 if not self._send_next() and self._finishing.is_set() and self._stream.is_at_end:
                     return
-        except (LeaseLost, GaveUp, Refused) as error:
+        except LeaseLost as error:
+            self.failure = error
+            self._attempt.abandon()  # so that the thread that watches the script ends it
+        except (GaveUp, Refused) as error:
             self.failure = error
         except Exception as error:
             log.exception("log_delivery_failed", step=self._attempt.proof.step_id)

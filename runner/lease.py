@@ -62,11 +62,15 @@ class Pulse:
             pause = self._interval_s * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311 - jitter
             self._now.wait(pause)
             self._now.clear()
-            if not self._stopping.is_set():
+            if self._stopping.is_set():
+                return
+            try:
                 self._beat()
+            except Exception:  # whatever it was: without heartbeats every attempt here would be lost
+                log.exception("heartbeat_failed")
 
     def _beat(self) -> None:
-        held = {attempt.proof.step_id: attempt for attempt in self._attempts()}
+        held = {(attempt.proof.step_id, attempt.proof.attempt): attempt for attempt in self._attempts()}
         said = Heartbeat(
             session=self._session,
             draining=self._is_draining(),
@@ -88,7 +92,7 @@ class Pulse:
         for order in answer.attempts:
             self._hand_on(held, order)
 
-    def _hand_on(self, held: dict[str, Attempt], order: Order) -> None:
-        attempt = held.get(order.step_id)
-        if attempt is not None and attempt.proof.attempt == order.attempt:
+    def _hand_on(self, held: dict[tuple[str, int], Attempt], order: Order) -> None:
+        attempt = held.get((order.step_id, order.attempt))
+        if attempt is not None:
             attempt.obey(order)

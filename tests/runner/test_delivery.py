@@ -166,6 +166,13 @@ def test_a_lost_lease_ends_the_delivery_and_is_told(coordinator, delivery, path)
         delivery.finish()
 
 
+def test_a_lost_lease_is_told_to_who_watches_the_script(coordinator, delivery, attempt, path):
+    coordinator.fault = lambda offset, data: refusal(409, "stale_attempt")
+    write(path, b"first\n")
+
+    assert attempt.abandoned.wait(5)
+
+
 def test_a_cancel_is_heard_in_the_answer_to_the_log(coordinator, delivery, attempt, path):
     coordinator.fault = once(httpx.Response(200, json={"size": 6, "action": "cancel"}))
     write(path, b"first\n")

@@ -22,7 +22,10 @@ class Coordinator:
     def __call__(self, request):
         self.heard.append(Heartbeat.model_validate_json(request.content))
         self.beat.release()
-        status, said = self.answers.pop(0) if self.answers else (200, {})
+        answer = self.answers.pop(0) if self.answers else (200, {})
+        if isinstance(answer, Exception):
+            raise answer
+        status, said = answer
         return httpx.Response(status, json={"attempts": [], "next": 0.5, **said})
 
     def wait(self, beats=1):
@@ -111,6 +114,33 @@ def test_an_order_for_another_attempt_of_the_step_changes_nothing(coordinator, p
     coordinator.wait(2)  # the second beat comes after the first answer was handed on
 
     assert not attempt.must_stop
+
+
+def test_an_older_attempt_of_a_step_is_named_and_obeys_beside_the_newer_one(coordinator, pulse_of):
+    older, newer = an_attempt(attempt=1), an_attempt(attempt=2)
+    coordinator.answers = [an_order("abandon")]
+
+    pulse_of(older, newer).beat_soon()
+    coordinator.wait()
+
+    assert [report.attempt for report in coordinator.heard[0].attempts] == [1, 2]
+    assert older.abandoned.wait(10)
+    assert not newer.must_stop
+
+
+@pytest.mark.parametrize(
+    "unforeseen", [OSError("the disk is away"), RuntimeError("closed"), httpx.InvalidURL("what is this")]
+)
+def test_it_beats_on_after_a_failure_nobody_foresaw(coordinator, pulse_of, unforeseen):
+    attempt = an_attempt()
+    coordinator.answers = [unforeseen, an_order("cancel")]
+
+    pulse = pulse_of(attempt)
+    pulse.beat_soon()
+    coordinator.wait()
+    pulse.beat_soon()
+
+    assert attempt.cancelled.wait(10)
 
 
 def test_it_beats_on_when_nobody_answers_and_kills_nothing(coordinator, pulse_of):
