@@ -50,7 +50,7 @@ def coordinator(**options: Any) -> None:
     settings = read_settings(options)
     refuse_open_doors(settings)
     prepare_data(settings.data)
-    with only_process(settings), listening(settings) as door:
+    with private_files(), only_process(settings), listening(settings) as door:
         with explaining_the_database():
             app = create_app(settings)
         server = make_server(
@@ -80,7 +80,7 @@ def migrate_command(**options: Any) -> None:
 
     settings = read_settings(options)
     prepare_data(settings.data)
-    with only_process(settings), explaining_the_database():
+    with private_files(), only_process(settings), explaining_the_database():
         database = open_database(settings.database_url)
         try:
             click.echo(f"the database is at revision {migrate(database)}")
@@ -112,12 +112,20 @@ def refuse_open_doors(settings: Settings) -> None:
 
 
 def prepare_data(data: Path) -> None:
-    """The folder itself; nobody else reads what this process makes from here on."""
-    os.umask(0o077)
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise click.ClickException(f"cannot make the data folder {data}: {error.strerror}") from error
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """What is made in here is for this user's eyes only."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 @contextmanager

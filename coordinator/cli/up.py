@@ -21,6 +21,7 @@ from coordinator.cli.serve import (
     listening,
     only_process,
     prepare_data,
+    private_files,
     read_settings,
     refuse_open_doors,
 )
@@ -65,7 +66,7 @@ def up(slots: int, executor: str, state: Path | None, **options: Any) -> None:
     settings = read_settings(options)
     refuse_open_doors(settings)
     prepare_data(settings.data)
-    with only_process(settings), listening(settings) as door:
+    with private_files(), only_process(settings), listening(settings) as door:
         with explaining_the_database():
             app = create_app(settings)
         server = make_server(
