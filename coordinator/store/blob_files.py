@@ -1,11 +1,15 @@
 """Bytes by their digest: artifacts, below the data folder. Client strings never become paths."""
 
+import fcntl
 import hashlib
 import os
 import secrets
+import threading
 from pathlib import Path
 
-from coordinator.errors import DigestMismatch
+from coordinator.errors import DigestMismatch, Unavailable
+
+_LOCK_TRIES = 3
 
 
 class BlobFiles:
@@ -29,9 +33,9 @@ class BlobFiles:
         """A place for bytes that arrive now."""
         return IncomingBlob(self, self._incoming / secrets.token_hex(16))
 
-    def part(self, key: str) -> "IncomingBlob":
-        """A place for bytes that arrive in several requests; `key` is made by us."""
-        name = hashlib.sha256(key.encode()).hexdigest()
+    def part(self, step_id: str, attempt: int, sha256: str) -> "IncomingBlob":
+        """A place for bytes that arrive in several requests; Unavailable while another one writes there."""
+        name = hashlib.sha256(f"{step_id}/{attempt}/{sha256}".encode()).hexdigest()
         return IncomingBlob(self, self._incoming / f"part-{name}", keep=True)
 
     def sweep(self, *, older_than_s: float, now_s: float) -> int:
@@ -40,45 +44,51 @@ class BlobFiles:
         for path in self._incoming.iterdir():
             try:
                 if now_s - path.stat().st_mtime > older_than_s:
-                    path.unlink()
+                    IncomingBlob(self, path).discard()
                     swept += 1
-            except FileNotFoundError:
-                continue  # its upload has just finished
+            except (FileNotFoundError, Unavailable):
+                continue  # its upload has just finished, or goes on
         return swept
 
 
 class IncomingBlob:
-    """Bytes on their way into the store."""
+    """Bytes on their way into the store, in a file that nobody else writes to until this one lets go."""
 
     def __init__(self, blobs: BlobFiles, path: Path, *, keep: bool = False) -> None:
         self._blobs = blobs
         self._path = path
         self._keep = keep
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND
-        self._descriptor = os.open(path, flags, 0o600)
+        # a request that is given up closes the file while a thread may still write: never in between
+        self._guard = threading.Lock()
+        self._descriptor = _open_alone(path)
         self.received = os.fstat(self._descriptor).st_size
 
     def write(self, data: bytes) -> None:
         view = memoryview(data)
-        while view:
-            view = view[os.write(self._descriptor, view) :]
+        with self._guard:
+            self._require_open()
+            while view:
+                view = view[os.write(self._descriptor, view) :]
         self.received += len(data)
 
     def commit(self, sha256: str) -> int:
         """Verify the digest and make the blob visible; returns its size."""
-        digest = hashlib.sha256()
-        offset = 0
-        while data := os.pread(self._descriptor, 1024 * 1024, offset):
-            digest.update(data)
-            offset += len(data)
-        if digest.hexdigest() != sha256:
-            self.discard()
-            raise DigestMismatch("the bytes have another digest than announced")
-        os.fsync(self._descriptor)
-        target = self._blobs.path(sha256)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._path.rename(target)
-        self._close()
+        with self._guard:
+            self._require_open()
+            digest = hashlib.sha256()
+            offset = 0
+            while data := os.pread(self._descriptor, 1024 * 1024, offset):
+                digest.update(data)
+                offset += len(data)
+            if digest.hexdigest() != sha256:
+                self._discard()
+                raise DigestMismatch("the bytes have another digest than announced")
+            os.fsync(self._descriptor)
+            target = self._blobs.path(sha256)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            # who waits for the lock finds afterwards that the file is no longer here, and writes nothing
+            self._path.rename(target)
+            self._close()
         folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(folder)
@@ -87,19 +97,50 @@ class IncomingBlob:
         return offset
 
     def discard(self) -> None:
-        self._close()
-        self._path.unlink(missing_ok=True)
+        with self._guard:
+            self._discard()
 
     def release(self) -> None:
         """Let go after a request: parts stay for the next one, the rest goes."""
+        with self._guard:
+            if self._descriptor < 0:
+                return
+            if self._keep:
+                self._close()
+            else:
+                self._discard()
+
+    def _require_open(self) -> None:
         if self._descriptor < 0:
-            return
-        if self._keep:
+            raise Unavailable("the upload was given up")
+
+    def _discard(self) -> None:
+        """The file goes before its lock does, so that it is never somebody else's."""
+        if self._descriptor >= 0:
+            self._path.unlink(missing_ok=True)
             self._close()
-        else:
-            self.discard()
 
     def _close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _open_alone(path: Path) -> int:
+    """The file at `path`, locked; one that was stored or removed before the lock was ours is left alone."""
+    for _ in range(_LOCK_TRIES):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(path.stat(), os.fstat(descriptor)):
+                return descriptor
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise Unavailable("another request is sending these bytes") from error
+        except FileNotFoundError:
+            pass  # it was stored before the lock was ours: begin anew
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+    raise Unavailable("other requests are sending these bytes")

@@ -73,6 +73,33 @@ def test_a_part_at_another_place_is_told_how_far_the_blob_is(held: HeldOverHttp)
     assert rest.status_code == 201
 
 
+def test_a_part_is_refused_for_now_while_another_request_writes(held: HeldOverHttp, mill: Mill) -> None:
+    whole = {"Content-Range": f"bytes 0-{len(DATA) - 1}/{len(DATA)}"}
+    writer = mill.site.blobs.part(held.step_id, held.claim["attempt"], SHA)
+
+    busy = held.put_blob(SHA, DATA, **whole)
+    writer.release()
+
+    assert (busy.status_code, busy.headers["retry-after"]) == (503, "1")
+    assert held.put_blob(SHA, DATA, **whole).status_code == 201
+    assert mill.site.blobs.path(SHA).read_bytes() == DATA
+
+
+def test_two_steps_that_send_the_same_bytes_in_parts_do_not_meet(api: Api) -> None:
+    api.a_build(a_spec(one=[], two=[]))
+    runner = api.a_runner()
+    both = [HeldOverHttp(api.client, claim, runner) for claim in api.acquire(runner, slots=2)]
+    total = len(DATA)
+
+    for held, end in zip(both, (1500, 500), strict=True):
+        answer = held.put_blob(SHA, DATA[:end], **{"Content-Range": f"bytes 0-{end - 1}/{total}"})
+        assert (answer.status_code, answer.json()) == (308, {"received": end})
+
+    rest = both[0].put_blob(SHA, DATA[1500:], **{"Content-Range": f"bytes 1500-{total - 1}/{total}"})
+    assert rest.status_code == 201
+    assert has(both[0])
+
+
 @ON_SQLITE
 @pytest.mark.parametrize(
     "said",

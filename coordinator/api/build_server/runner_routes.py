@@ -172,22 +172,22 @@ async def put_blob(call: Call) -> Response:
     part = streams.content_range(call.request)
     size = part[2] if part else _content_length(call)
     step = (site, call.caller, call.path["stepId"], call.proof(), sha256)
-    project_id, is_there = await call.read(expect_blob, *step, size=size)
+    _, is_there = await call.read(expect_blob, *step, size=size)
     if is_there:
         return json_answer(Ok())
-    received = await _receive(call, f"{project_id}/{sha256}", sha256, size, part)
+    received = await _receive(call, sha256, size, part)
     if received is not None:
         return received
     await call.write(store_blob, *step, size=size)
     return json_answer(Ok(), 201)
 
 
-async def _receive(
-    call: Call, key: str, sha256: str, size: int, part: tuple[int, int, int] | None
-) -> Response | None:
+async def _receive(call: Call, sha256: str, size: int, part: tuple[int, int, int] | None) -> Response | None:
     """Take the bytes in; None when the blob is whole and stored, else the answer that asks for more."""
     blobs = call.state.site.blobs
-    incoming = await asyncio.to_thread(blobs.part, key) if part else await asyncio.to_thread(blobs.incoming)
+    # not in a thread: given up meanwhile, nobody would let go of what the thread has locked
+    step_id, attempt = call.path["stepId"], call.proof().attempt
+    incoming = blobs.part(step_id, attempt, sha256) if part else blobs.incoming()
     try:
         if part and part[0] != incoming.received:
             return _received(incoming.received)
@@ -202,7 +202,7 @@ async def _receive(
         await asyncio.to_thread(incoming.commit, sha256)
         return None
     finally:
-        incoming.release()
+        await asyncio.to_thread(incoming.release)
 
 
 def _received(size: int) -> Response:
