@@ -384,7 +384,8 @@ class StepRun:
         if not self._claim.output_paths:
             return Collected((), (), ())
         found = self._means.workspaces.find(self._folder)
-        if found is None:
+        if found is None or not self._means.workspaces.is_standing(found):
+            # An overlay does not survive a restart of the machine: the folder below it is there, and empty.
             raise StepError(Reason.INTERNAL, "the workspace has gone before its outputs were collected")
         return collect(
             found.path,

@@ -93,6 +93,10 @@ class Workspaces:
         pins = _read_pins(attempt_dir)
         return None if pins is None else _workspace_of(attempt_dir, pins)
 
+    def is_standing(self, workspace: Workspace) -> bool:
+        """True when the files of the workspace can be seen at its path, as they cannot after a reboot."""
+        return self._layers.is_stacked(workspace.path)
+
     def close(self, workspace: Workspace) -> None:
         """Take the workspace away, whatever the step left in it; harmless when it has gone."""
         self._layers.unstack(workspace.path)

@@ -12,11 +12,12 @@ from runner.attempt import Attempt
 from runner.cli import make_agent
 from runner.client import Client, Proof
 from runner.journal import Journal, JournalPhase, attempt_dir
+from runner.mounts import unmount
 from runner.settings import Settings
 from runner.state_dir import Identity, save_identity
 from runner.step_run import StepRun
 from tests.runner.claims import a_claim
-from tests.runner.state_folder import a_state_folder
+from tests.runner.state_folder import a_state_folder, needs_root
 from tests.trip.faults import verb_of
 
 ADDRESS = "http://coordinator.test"
@@ -217,3 +218,24 @@ def test_inputs_that_lead_outside_are_refused_before_anything_runs(run, coordina
 
     assert not (state / "ran").exists()
     assert coordinator.completions[0]["reason"] == "bad_config"
+
+
+@needs_root
+def test_outputs_are_not_collected_from_a_workspace_that_a_reboot_took_away(
+    run, coordinator, attempt, state, means
+):
+    folder = attempt_dir(state, "step-1", 1)
+    claim = a_claim("true", output_paths=["out/*"]).model_dump(mode="json")
+    journal = Journal.create(folder, claim)
+    built = means.workspaces.build(folder, checkout=None, inputs=[], fetch=lambda _: folder, note=print)
+    (built.path / "out").mkdir()
+    (built.path / "out" / "x").write_text("x")
+    unmount(built.path)
+    ended = {"rc": 0, "code": 0, "oom": False, "reason": None, "detail": ""}
+    journal.advance(JournalPhase.EXITED, ended=ended, code=0)
+
+    run()
+
+    (said,) = coordinator.completions
+    assert (said["status"], said["reason"], said["infra"]) == ("failed", "internal", True)
+    assert "workspace has gone" in said["detail"]
