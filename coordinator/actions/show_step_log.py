@@ -15,8 +15,12 @@ from shared.states import StepState
 
 @dataclass(frozen=True)
 class LogView:
-    """A log as it stands: `size` bytes of the file may be read; more may come while `is_open`."""
+    """A log as it stands: `size` bytes of the file may be read; more may come while `is_open`.
 
+    It is that of one attempt, 0 while the step has none.
+    """
+
+    attempt: int
     path: Path
     size: int
     is_open: bool
@@ -37,8 +41,8 @@ def show_step_log(tx: Session, site: Site, caller: Caller, step_id: str, *, atte
     if row is None:
         if attempt is not None:
             raise NotFound("no such attempt")
-        return LogView(path, 0, not StepState(step.state).is_final, "open", None)
+        return LogView(number, path, 0, not StepState(step.state).is_final, "open", None)
     is_current = number == step.attempt
     size = step.log_size if is_current else row.log_size
     is_open = is_current and not StepState(step.state).is_final
-    return LogView(path, size, is_open, row.log_state, row.log_sha256)
+    return LogView(number, path, size, is_open, row.log_state, row.log_sha256)

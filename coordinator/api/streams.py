@@ -25,6 +25,7 @@ FOLLOW_POLL_S = 1.0
 KEEP_ALIVE_S = 15.0
 MAX_EVENT = 64 * 1024
 _RANGE = re.compile(r"bytes=([0-9]{0,19})-([0-9]{0,19})")
+_EVENT_ID = re.compile(r"(?:([0-9]{1,10}):)?([0-9]{1,16})")
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,16})-([0-9]{1,16})/([0-9]{1,16})")
 
 
@@ -34,6 +35,14 @@ class Span:
 
     start: int
     end: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """How far a follower has read: up to this offset in the log of this attempt."""
+
+    attempt: int
+    offset: int
 
 
 def parse_range(header: str | None, size: int) -> Span | None:
@@ -113,29 +122,34 @@ def attachment(name: str) -> str:
 
 
 async def follow_log(
-    look: Callable[[], Awaitable[LogView]], files: LogFiles, bell: Bell, step_id: str, start: int
+    look: Callable[[], Awaitable[LogView]], files: LogFiles, bell: Bell, step_id: str, start: Place
 ) -> AsyncIterator[bytes]:
-    """The log as server-sent events: each names the offset behind it, so that a reader can resume there.
+    """The log as server-sent events: each names the place behind it, so that a reader can resume there.
 
     `data` is JSON: `{offset, text}` with undecodable bytes replaced, and `base64` beside it where any were.
+    When another attempt takes the step over, `attempt` says so and its log comes from the start.
     The last event is `end`.
     """
-    position = start
+    attempt, position = start.attempt, start.offset
     silent_s = 0.0
     while True:
         ear = bell.listen(log_topic(step_id))
         try:
             view = await look()
+            if view.attempt != attempt:
+                if attempt:  # who has seen none yet need not hear that it is another
+                    yield _attempt(view)
+                attempt, position = view.attempt, 0
             while position < view.size:
                 length = min(MAX_EVENT, view.size - position)
                 data = await asyncio.to_thread(files.read, view.path, position, length)
                 if not data:
                     break
-                yield _event(position, data)
+                yield _event(Place(attempt, position), data)
                 position += len(data)
                 silent_s = 0.0
             if not view.is_open:
-                yield _end(position, view)
+                yield _end(Place(attempt, position), view)
                 return
             if not await ear.wait(FOLLOW_POLL_S):
                 silent_s += FOLLOW_POLL_S
@@ -146,26 +160,37 @@ async def follow_log(
             ear.close()
 
 
-def _event(offset: int, data: bytes) -> bytes:
-    said: dict[str, object] = {"offset": offset, "text": data.decode("utf-8", "replace")}
+def _event(place: Place, data: bytes) -> bytes:
+    said: dict[str, object] = {"offset": place.offset, "text": data.decode("utf-8", "replace")}
     try:
         data.decode("utf-8")
     except UnicodeDecodeError:
         said["base64"] = base64.b64encode(data).decode()
-    return f"id: {offset + len(data)}\nevent: log\ndata: {json.dumps(said)}\n\n".encode()
+    return _say("log", Place(place.attempt, place.offset + len(data)), said)
 
 
-def _end(offset: int, view: LogView) -> bytes:
-    said = {"size": view.size, "state": view.state, "sha256": view.sha256}
-    return f"id: {offset}\nevent: end\ndata: {json.dumps(said)}\n\n".encode()
+def _attempt(view: LogView) -> bytes:
+    return _say("attempt", Place(view.attempt, 0), {"attempt": view.attempt})
 
 
-def last_event_id(request: Request, size: int) -> int:
-    """Where a resuming reader left off; the start when it says nothing we gave out."""
-    said = request.headers.get("last-event-id", "")
-    if not re.fullmatch(r"[0-9]{1,16}", said):
-        return 0
-    return min(int(said), size)
+def _end(place: Place, view: LogView) -> bytes:
+    return _say("end", place, {"size": view.size, "state": view.state, "sha256": view.sha256})
+
+
+def _say(event: str, place: Place, said: dict[str, object]) -> bytes:
+    return f"id: {place.attempt}:{place.offset}\nevent: {event}\ndata: {json.dumps(said)}\n\n".encode()
+
+
+def last_event_id(request: Request, view: LogView, *, asked_for: int | None) -> Place:
+    """Where a resuming reader left off; the start when it says nothing we gave out.
+
+    An id used to be an offset alone: it counts for the attempt that is asked for, or else for the first.
+    """
+    found = _EVENT_ID.fullmatch(request.headers.get("last-event-id", ""))
+    if found is None or view.attempt == 0:
+        return Place(view.attempt, 0)
+    attempt = int(found.group(1) or asked_for or 1)
+    return Place(attempt, min(int(found.group(2)), view.size) if attempt == view.attempt else 0)
 
 
 async def read_append(request: Request, *, limit: int, inflated_limit: int, deadline_s: float) -> bytes:

@@ -122,34 +122,38 @@ class Watcher:
         follower.start()
 
     def _show_log(self, step: dict[str, Any]) -> None:
-        rest, position = "", 0
+        rest, seen = "", ""
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             try:
-                for event, identity, said in self._events(step["id"], position):
-                    position = identity
+                for event, identity, said in self._events(step["id"], seen):
+                    seen = identity
+                    if event in ("attempt", "end") and rest:
+                        self._say_line(log_line(step["name"], rest))
+                        rest = ""
                     if event == "end":
-                        if rest:
-                            self._say_line(log_line(step["name"], rest))
                         return
+                    if event == "attempt":
+                        self._say_line(log_line(step["name"], f"attempt {said['attempt']} begins anew"))
+                        continue
                     *lines, rest = (rest + said["text"]).split("\n")
                     for line in lines:
                         self._say_line(log_line(step["name"], line))
             except httpx.HTTPError:
                 time.sleep(1.0)  # resumes where it was, by the last event's id
 
-    def _events(self, step_id: str, position: int) -> Iterator[tuple[str, int, dict[str, Any]]]:
-        headers = {"Last-Event-ID": str(position)} if position else {}
+    def _events(self, step_id: str, seen: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        headers = {"Last-Event-ID": seen} if seen else {}
         url = f"/api/steps/{step_id}/log?follow=true"
         with self.client.stream("GET", url, headers=headers, timeout=60.0) as answer:
             answer.raise_for_status()
-            event, identity = "", position
+            event, identity = "", seen
             for line in answer.iter_lines():
                 name, _, value = line.partition(": ")
                 if name == "event":
                     event = value
                 elif name == "id":
-                    identity = int(value)
+                    identity = value
                 elif name == "data":
                     yield event, identity, json.loads(value)
 

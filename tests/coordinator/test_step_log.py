@@ -142,6 +142,11 @@ def test_a_follower_resumes_behind_the_last_event_it_has_seen(api: Api, held: He
         answer = api.client.get(path, headers={"Last-Event-ID": last_event_id})
         return "".join(event["data"].get("text", "") for event in events_in(answer.text))
 
+    assert seen_after("1:4") == "two\n"
+    assert seen_after("1:8") == ""
+    assert seen_after("1:9999") == ""
+    assert seen_after("2:4") == "one\ntwo\n"
+    assert seen_after("1:-4") == "one\ntwo\n"
     assert seen_after("4") == "two\n"
     assert seen_after("8") == ""
     assert seen_after("9999") == ""
@@ -180,13 +185,74 @@ async def test_a_follower_sees_each_piece_as_it_comes(app: Starlette, api: Api, 
     for number, piece in enumerate((b"one\n", b"two\n", b"six\n")):
         await asyncio.to_thread(held.append, number * 4, piece)
         event = await next_event()
-        assert (event["id"], event["data"]["text"]) == (str(number * 4 + 4), piece.decode())
+        assert (event["id"], event["data"]["text"]) == (f"1:{number * 4 + 4}", piece.decode())
     await asyncio.to_thread(held.complete, logSize=12)
     assert (await next_event())["event"] == "end"
 
     async with asyncio.timeout(TIME_LIMIT):
         status, _, _ = await following
     assert status == 200
+
+
+def test_who_resumes_in_another_attempt_is_told_and_begins_anew(
+    api: Api, held: HeldOverHttp, clock: Any
+) -> None:
+    held.append(0, b"first\n")
+    held.complete("failed", reason="internal", logSize=6)
+    clock.advance(10)
+    second = HeldOverHttp(api.client, api.acquire(held.runner)[0], held.runner)
+    second.append(0, b"second\n")
+    second.complete(logSize=7)
+    path = f"/api/steps/{held.step_id}/log?follow=true"
+
+    def seen_after(last_event_id: str, more: str = "") -> list[tuple[str, str, Any]]:
+        answer = api.client.get(path + more, headers={"Last-Event-ID": last_event_id})
+        return [
+            (event["event"], event["id"], event["data"].get("attempt") or event["data"].get("text"))
+            for event in events_in(answer.text)
+        ]
+
+    anew = [("attempt", "2:0", 2), ("log", "2:7", "second\n"), ("end", "2:7", None)]
+    assert seen_after("1:4") == anew
+    assert seen_after("4") == anew
+    assert seen_after("2:3") == [("log", "2:7", "ond\n"), ("end", "2:7", None)]
+    assert seen_after("") == anew[1:]
+    assert seen_after("1:4", "&attempt=1") == [("log", "1:6", "t\n"), ("end", "1:6", None)]
+    assert seen_after("4", "&attempt=2") == [("log", "2:7", "nd\n"), ("end", "2:7", None)]
+
+
+async def test_a_follower_is_told_of_a_new_attempt_and_gets_its_log_from_the_start(
+    app: Starlette, api: Api, held: HeldOverHttp, clock: Any
+) -> None:
+    pieces: asyncio.Queue[bytes] = asyncio.Queue()
+    scope = a_scope(
+        "GET",
+        f"/api/steps/{held.step_id}/log".encode(),
+        query=b"follow=true",
+        headers=[(b"host", b"localhost:3000")],
+    )
+    await asyncio.to_thread(held.append, 0, b"one\n")
+    following = asyncio.create_task(carry(app, scope, b"", seen=pieces.put_nowait))
+
+    async def next_event() -> tuple[str, str]:
+        async with asyncio.timeout(TIME_LIMIT):
+            while True:
+                if events := events_in((await pieces.get()).decode()):
+                    return events[0]["event"], events[0]["id"]
+
+    assert await next_event() == ("log", "1:4")
+    await asyncio.to_thread(held.complete, "failed", reason="internal", logSize=4)
+    clock.advance(10)
+    claims = await asyncio.to_thread(api.acquire, held.runner)
+    second = HeldOverHttp(api.client, claims[0], held.runner)
+    await asyncio.to_thread(second.append, 0, b"second\n")
+
+    assert await next_event() == ("attempt", "2:0")
+    assert await next_event() == ("log", "2:7")
+    await asyncio.to_thread(second.complete, logSize=7)
+    assert await next_event() == ("end", "2:7")
+    async with asyncio.timeout(TIME_LIMIT):
+        await following
 
 
 async def test_a_follower_that_leaves_is_forgotten(app: Starlette, held: HeldOverHttp) -> None:

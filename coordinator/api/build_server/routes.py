@@ -173,7 +173,7 @@ async def read_step_log(call: Call) -> Response:
             etag=view.sha256 if not view.is_open else None,
             headers={"X-Log-State": "open" if view.is_open else view.state},
         )
-    start = streams.last_event_id(call.request, view.size)
+    start = streams.last_event_id(call.request, view, asked_for=attempt)
     events = streams.follow_log(
         lambda: call.read(show_step_log, site, call.caller, step_id, attempt=attempt),
         site.logs,
@@ -420,7 +420,9 @@ ENDPOINTS: list[Endpoint] = [
         read_step_log,
         "Read the log of a step",
         description="The bytes as they were printed, or with `follow=true` server-sent events until the "
-        "step has ended; a reader resumes with Last-Event-ID.",
+        "step has ended. Events are `log` (`offset`, `text`, and `base64` of bytes that are no text), "
+        "`attempt` (another attempt has begun and its log comes from the start) and `end`. "
+        "Their ids are `<attempt>:<offset>`; a reader resumes with Last-Event-ID.",
         tag="Builds",
         policy=_user("build:read"),
         query=shapes.LogQuery,
