@@ -5,11 +5,10 @@ from datetime import datetime
 from sqlmodel import Session
 
 from coordinator.actions.leased_step import LeaseProof, get_leased_step
-from coordinator.actions.render_claim import render_claim
 from coordinator.errors import NotFound, TooLarge
 from coordinator.rules.access import Caller
 from coordinator.site import Site
-from coordinator.store import artifacts, builds
+from coordinator.store import artifacts
 
 
 def expect_blob(
@@ -46,9 +45,7 @@ def find_input_blob(
 ) -> int:
     """The size of a blob that is named among the inputs of this step; no other is shown."""
     step = get_leased_step(tx, site, caller, step_id, proof)
-    build = builds.get_build(tx, step.build_id)
-    claim = render_claim(tx, site, step, build)
-    for entry in claim.inputs:
-        if entry.sha256 == sha256:
-            return entry.size
-    raise NotFound("no such blob among the inputs of this step")
+    size = artifacts.find_input_size(tx, step.build_id, step.id, sha256)
+    if size is None:
+        raise NotFound("no such blob among the inputs of this step")
+    return size

@@ -4,16 +4,43 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import Select, func, insert, select
 from sqlalchemy.engine import Row
 from sqlmodel import Session
 
 from coordinator.errors import NotFound
 from coordinator.store.dialect import insert_if_absent
-from coordinator.tables import Artifact, Blob, table_of
+from coordinator.store.statements import given
+from coordinator.tables import Artifact, Blob, StepDependency, table_of
 
 ARTIFACTS = table_of(Artifact)
 BLOBS = table_of(Blob)
+DEPENDENCIES = table_of(StepDependency)
+
+
+def _of_all_behind(columns: Select[Any]) -> Select[Any]:
+    """Only the artifacts of the steps that `the_step_id` depends on, directly or not."""
+    arrows = DEPENDENCIES.alias("arrows")
+    first = (
+        select(DEPENDENCIES.c.depends_on_id)
+        .where(DEPENDENCIES.c.step_id == given(DEPENDENCIES.c.step_id))
+        .cte("behind", recursive=True)
+    )
+    behind = first.union(
+        select(arrows.c.depends_on_id).join(first, arrows.c.step_id == first.c.depends_on_id)
+    )
+    return columns.where(
+        ARTIFACTS.c.build_id == given(ARTIFACTS.c.build_id),
+        ARTIFACTS.c.step_id.in_(select(behind.c.depends_on_id)),
+    )
+
+
+_INPUT_SIZE = _of_all_behind(
+    select(ARTIFACTS.c.size)
+    .where(ARTIFACTS.c.type == "file", ARTIFACTS.c.sha256 == given(ARTIFACTS.c.sha256))
+    .limit(1)
+)
+_COUNT_INPUTS = _of_all_behind(select(func.count()).select_from(ARTIFACTS))
 
 
 def insert_blob(tx: Session, *, project_id: str, sha256: str, size: int, now: datetime) -> bool:
@@ -66,3 +93,16 @@ def list_artifacts_of_steps(tx: Session, build_id: str, step_ids: Collection[str
         )
         found += tx.connection().execute(statement.order_by(ARTIFACTS.c.path)).all()
     return found
+
+
+def find_input_size(tx: Session, build_id: str, step_id: str, sha256: str) -> int | None:
+    """The size of this blob, if a step that this one depends on, directly or not, has handed it on."""
+    which = {"the_build_id": build_id, "the_step_id": step_id, "the_sha256": sha256}
+    size = tx.connection().execute(_INPUT_SIZE, which).scalar_one_or_none()
+    return None if size is None else int(size)
+
+
+def count_inputs(tx: Session, build_id: str, step_id: str) -> int:
+    """How many artifacts the steps that this one depends on, directly or not, have handed on."""
+    which = {"the_build_id": build_id, "the_step_id": step_id}
+    return int(tx.connection().execute(_COUNT_INPUTS, which).scalar_one())

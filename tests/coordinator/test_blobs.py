@@ -5,9 +5,12 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
+from coordinator.tables import Step, table_of
 from tests.factories import ON_SQLITE, Api, HeldOverHttp, Mill, a_spec, a_step, together
 
+STEPS = table_of(Step)
 DATA = b"the bytes of an output" * 100
 SHA = hashlib.sha256(DATA).hexdigest()
 
@@ -221,6 +224,15 @@ def test_inputs_can_be_read_whole_and_in_ranges(consumer: HeldOverHttp) -> None:
     assert whole.headers["etag"] == f'"{sha256}"'
     assert (part.status_code, part.content) == (206, b"of one")
     assert known.status_code == 304
+
+
+def test_an_input_is_read_without_rendering_the_claim_again(consumer: HeldOverHttp, mill: Mill) -> None:
+    spoilt = update(STEPS).where(STEPS.c.id == consumer.step_id).values(spec={})
+    mill.tx(lambda tx: tx.connection().execute(spoilt))
+
+    for entry in consumer.claim["inputs"]:
+        answer = consumer.client.get(consumer.path(f"blobs/{entry['sha256']}"), headers=consumer.headers)
+        assert (answer.status_code, len(answer.content)) == (200, entry["size"])
 
 
 @pytest.mark.threat("I14")
