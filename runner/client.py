@@ -32,6 +32,8 @@ from shared.protocol import (
 M = TypeVar("M", bound=BaseModel)
 
 CHUNK = 1024 * 1024
+MOST_CONNECTIONS = 64
+MOST_VITAL_CONNECTIONS = 4
 MAX_RETRY_AFTER_S = 600.0
 _TRANSIENT = frozenset({408, 425, 429})
 _UNWELCOME = frozenset({401, 403})
@@ -57,18 +59,24 @@ class Client:
     def __init__(
         self, coordinator: str, secret: str = "", *, transport: httpx.BaseTransport | None = None
     ) -> None:
-        self._http = httpx.Client(
-            base_url=coordinator,
-            headers={"Authorization": f"Bearer {secret}"} if secret else {},
-            timeout=httpx.Timeout(30.0, connect=5.0, write=60.0),
-            limits=httpx.Limits(max_connections=64, max_keepalive_connections=32),
-            follow_redirects=False,
-            trust_env=False,
-            transport=transport,
-        )
+        def connect(most: int) -> httpx.Client:
+            return httpx.Client(
+                base_url=coordinator,
+                headers={"Authorization": f"Bearer {secret}"} if secret else {},
+                timeout=httpx.Timeout(30.0, connect=5.0, write=60.0),
+                limits=httpx.Limits(max_connections=most, max_keepalive_connections=(most + 1) // 2),
+                follow_redirects=False,
+                trust_env=False,
+                transport=transport,
+            )
+
+        self._http = connect(MOST_CONNECTIONS)
+        # Uploads may take every connection there is; what keeps the attempts alive never waits for one.
+        self._vital = connect(MOST_VITAL_CONNECTIONS)
 
     def close(self) -> None:
         self._http.close()
+        self._vital.close()
 
     def register(self, said: Registration, token: str) -> Registered:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -76,15 +84,20 @@ class Client:
 
     def acquire(self, said: Acquire) -> Claims:
         answer = self._send(
-            "POST", paths.ACQUIRE, content=_body(said), headers=_JSON, timeout=float(said.wait) + 15.0
+            "POST",
+            paths.ACQUIRE,
+            through=self._vital,
+            content=_body(said),
+            headers=_JSON,
+            timeout=float(said.wait) + 15.0,
         )
         return Claims(claims=[]) if answer.status_code == 204 else _read(answer, Claims)
 
     def heartbeat(self, said: Heartbeat) -> Orders:
-        return self._post(paths.HEARTBEAT, said, Orders)
+        return self._post(paths.HEARTBEAT, said, Orders, through=self._vital)
 
     def resume(self, said: Resume) -> Orders:
-        return self._post(paths.RESUME, said, Orders)
+        return self._post(paths.RESUME, said, Orders, through=self._vital)
 
     def bye(self) -> None:
         self._send("POST", paths.BYE)
@@ -175,17 +188,25 @@ class Client:
         *,
         proof: Proof | None = None,
         headers: Mapping[str, str] = {},
+        through: httpx.Client | None = None,
     ) -> M:
         if proof is not None:
             path = path.format(step_id=proof.step_id)
             headers = {**headers, **proof.headers()}
-        return _read(self._send("POST", path, content=_body(said), headers={**_JSON, **headers}), model)
+        answer = self._send("POST", path, through=through, content=_body(said), headers={**_JSON, **headers})
+        return _read(answer, model)
 
     def _send(
-        self, method: str, path: str, *, accept: frozenset[int] | set[int] = frozenset(), **more: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        accept: frozenset[int] | set[int] = frozenset(),
+        through: httpx.Client | None = None,
+        **more: Any,
     ) -> httpx.Response:
         try:
-            answer = self._http.request(method, path, **more)
+            answer = (through or self._http).request(method, path, **more)
         except httpx.HTTPError as error:
             raise Unreachable(f"{method} {path}: {error or type(error).__name__}") from error
         if answer.is_success or answer.status_code in accept:

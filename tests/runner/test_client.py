@@ -2,6 +2,9 @@
 
 import hashlib
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
@@ -10,7 +13,7 @@ import respx
 from runner.client import Client, Proof
 from runner.errors import LeaseLost, LogLimit, LogRewind, Refused, Unreachable
 from shared.paths import BLOB_PART_BYTES
-from shared.protocol import Acquire, Completion, Heartbeat, Phase, Registration, Start
+from shared.protocol import Acquire, Completion, Heartbeat, Phase, Registration, Resume, Start
 from tests.runner.claims import a_claim
 
 ADDRESS = "http://coordinator.test:3000"
@@ -252,3 +255,61 @@ def test_a_heartbeat_hears_orders(network, client):
 
     assert (answer.next, answer.attempts[0].action, answer.attempts[0].grace_s) == (2.5, "cancel", 3)
     assert Phase.RUNNING == "running"
+
+
+@pytest.fixture
+def busy_server():
+    """Takes requests for a log and answers them only at the end; answers all others at once."""
+    is_busy, is_over = threading.Event(), threading.Event()
+
+    class Answers(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path.partition("?")[0].endswith("/log"):
+                is_busy.set()
+                is_over.wait(30)
+            body = b'{"attempts": [], "claims": [], "size": 1, "action": "continue"}'
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", is_busy, is_over
+    is_over.set()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda client: client.heartbeat(Heartbeat(session="session-1")),
+        lambda client: client.resume(Resume(session="session-1", attempts=[])),
+        lambda client: client.acquire(Acquire(request_id="request-1", session="session-1", wait=1)),
+    ],
+    ids=["heartbeat", "resume", "acquire"],
+)
+def test_what_keeps_the_runner_alive_does_not_queue_behind_uploads(busy_server, monkeypatch, ask):
+    monkeypatch.setattr("runner.client.MOST_CONNECTIONS", 1)
+    address, is_busy, is_over = busy_server
+    client = Client(address, "the-secret")
+    with ThreadPoolExecutor(2) as pool:
+        upload = pool.submit(client.append_log, PROOF, 0, b"x")
+        assert is_busy.wait(10)
+
+        asked = pool.submit(ask, client)
+        done, _ = wait([asked], timeout=5)
+
+        is_over.set()
+        upload.result(10)
+        asked.result(10)
+    client.close()
+    assert done == {asked}
