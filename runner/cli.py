@@ -21,6 +21,7 @@ from runner.blobs import LocalBlobs
 from runner.cache import CacheStore
 from runner.client import Client
 from runner.credentials import load_credentials
+from runner.disk import MIB, DiskGuard
 from runner.errors import BadSetup, Refused, Unauthorized, Unreachable
 from runner.executor.base import Executor
 from runner.git import unprivileged_user
@@ -133,6 +134,7 @@ def make_agent(settings: Settings, *, once: bool = False, connect: Connect = Cli
         caches=CacheStore(state, layers, trash, max_bytes=settings.cache_bytes),
         blobs=LocalBlobs(state / "blobs", max_bytes=settings.blob_bytes),
         trash=trash,
+        disk=_guard_disk(settings, state),
         secrets=tuple(secret.encode() for secret in credentials.secrets()),
     )
     return Agent(
@@ -145,6 +147,11 @@ def make_agent(settings: Settings, *, once: bool = False, connect: Connect = Cli
         once=once,
         janitor=Janitor(means, state, source_bytes=settings.source_bytes),
     )
+
+
+def _guard_disk(settings: Settings, state: Path) -> DiskGuard:
+    most = settings.step_disk_mb
+    return DiskGuard(state, settings.disk_reserve_mb * MIB, None if most is None else most * MIB)
 
 
 def _open_executor(settings: Settings, identity: Identity, state: Path) -> Executor:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from runner.blobs import LocalBlobs
 from runner.cache import CacheStore
 from runner.client import Client
+from runner.disk import DiskGuard
 from runner.executor.base import Executor
 from runner.source import SourceCache
 from runner.trash import Trash
@@ -23,4 +24,5 @@ class Means:
     caches: CacheStore
     blobs: LocalBlobs
     trash: Trash
+    disk: DiskGuard
     secrets: tuple[bytes, ...] = ()

@@ -47,6 +47,12 @@ class Settings(BaseSettings):
     step_memory_mb: Annotated[
         int | None, Field(ge=6, description="MiB of memory of a step that does not say")
     ] = None
+    step_disk_mb: Annotated[
+        int | None, Field(ge=1, description="MiB of the disk that a running step may take")
+    ] = None
+    disk_reserve_mb: Annotated[
+        int, Field(ge=0, description="MiB that stay free on the disk of the state folder; 0 turns this off")
+    ] = 1024
     step_pids: Annotated[int, Field(ge=16, description="Processes of a step that does not say")] = 4096
     holders_ahead: Annotated[
         int, Field(ge=0, le=64, description="Network holders kept ready for the next steps")

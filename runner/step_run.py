@@ -22,6 +22,7 @@ from runner.attempt import Attempt
 from runner.cache import OpenCache
 from runner.deadline import Deadline
 from runner.delivery import LogDelivery
+from runner.disk import DiskWatch
 from runner.durable import NO_ROOM
 from runner.errors import EngineUnavailable, LeaseLost, LogRewind, Refused, StepError
 from runner.executor.base import Bind, Ended, Job
@@ -300,6 +301,7 @@ class StepRun:
         except StepError as error:
             if error.reason is not Reason.CONTAINER_VANISHED:
                 raise
+        disk = DiskWatch(self._means.disk, self._folder)
         while True:
             ended = self._with_engine(lambda: executor.wait(job, timeout_s=LOOK_S))
             if ended is not None:
@@ -313,6 +315,11 @@ class StepRun:
             if deadline.left_s() <= 0:
                 self._note(f"the time limit of {self._claim.limits.timeout_s} s is over", "ERROR")
                 return self._end(job, Reason.TIMEOUT, float(self._claim.limits.grace_s))
+            too_much = disk.verdict()
+            if too_much:
+                self._note(too_much, "ERROR")
+                ended = self._end(job, Reason.DISK_LIMIT, 0.0)
+                return replace(ended, detail=too_much)
 
     def _end(self, job: Job, reason: Reason, grace_s: float) -> Ended:
         """TERM, a grace, KILL; what the processes did last does not change why they had to end."""

@@ -76,9 +76,16 @@ def coordinator():
 
 
 @pytest.fixture
-def means(state, coordinator):
+def wishes():
+    """Settings of the runner that a test wants otherwise."""
+    return {"disk_reserve_mb": 0}
+
+
+@pytest.fixture
+def means(state, coordinator, wishes):
     connect = partial(Client, transport=httpx.MockTransport(coordinator))
-    agent = make_agent(Settings(coordinator=ADDRESS, state=state, executor="process"), connect=connect)
+    settings = Settings(coordinator=ADDRESS, state=state, executor="process", **wishes)
+    agent = make_agent(settings, connect=connect)
     made = agent._means
     made.trash.start()
     yield made
@@ -239,3 +246,25 @@ def test_outputs_are_not_collected_from_a_workspace_that_a_reboot_took_away(
     (said,) = coordinator.completions
     assert (said["status"], said["reason"], said["infra"]) == ("failed", "internal", True)
     assert "workspace has gone" in said["detail"]
+
+
+@pytest.mark.threat("F03")
+@pytest.mark.parametrize("wishes", [{"step_disk_mb": 8, "disk_reserve_mb": 0}])
+def test_a_step_that_takes_more_of_the_disk_than_its_limit_is_ended(run, coordinator, state):
+    run("head -c 20000000 /dev/zero > big; sleep 10")
+
+    (said,) = coordinator.completions
+    assert (said["status"], said["reason"]) == ("failed", "disk_limit")
+    assert "its limit is 8 MiB" in said["detail"]
+    assert b"its limit is 8 MiB" in coordinator.log
+    assert not (state / "a" / "step-1").exists()
+
+
+@pytest.mark.threat("F03")
+@pytest.mark.parametrize("wishes", [{"disk_reserve_mb": 2**40}])
+@pytest.mark.parametrize(("mib", "status"), [(70, "failed"), (1, "success")])
+def test_where_the_disk_runs_short_the_step_that_fills_it_is_ended(run, coordinator, mib, status):
+    run(f"head -c {mib * 1024 * 1024} /dev/zero > big; sleep {10 if mib > 64 else 1.2}")
+
+    (said,) = coordinator.completions
+    assert (said["status"], said.get("reason")) == (status, "disk_limit" if mib > 64 else None)

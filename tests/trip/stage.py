@@ -60,7 +60,13 @@ class RunnerThread:
         self.state = state
         self.wire = wire or Wire()
         self._lock, self._locked = StateLock(state), True
-        chosen = {"executor": "process", "slots": 2, "git_protocols": PROTOCOLS, **settings}
+        chosen = {
+            "executor": "process",
+            "slots": 2,
+            "git_protocols": PROTOCOLS,
+            "disk_reserve_mb": 0,
+            **settings,
+        }
         self.agent: Agent = make_agent(
             RunnerSettings(coordinator=address, state=state, **chosen),
             once=once,
