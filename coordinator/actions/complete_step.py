@@ -83,6 +83,7 @@ def complete_step(
         raise StaleAttempt(f"the step is {step.state}")
     if step.state == StepState.READY:
         steps.move_step(tx, step.id, StepEvent.REVIVE, attempt=step.attempt, not_before=None)
+        audit.record_step(tx, caller, "step.revived", step, now=now)
     _require_whole_log(tx, step, said, sealed)
     if said.status == "success":
         _require_within_limits(site, said)
@@ -263,6 +264,8 @@ def _finish(tx: Session, step: Any, said: Completion, sealed: SealedLog | None, 
     if event is StepEvent.SUCCEED:
         _insert_artifacts(tx, step, said.artifacts, now=now)
     _end_attempt(tx, step, said, state, reason, sealed, now=now)
+    about = {"state": str(state), "reason": str(reason) if reason else None}
+    audit.record_step(tx, _holder(step), "step.finished", step, now=now, **about)
     outcome = settle_build(tx, step.build_id, [step.id], reason=reason, now=now)
     return Verdict(is_same=state is _target(said), state=state, is_build_complete=outcome is not None)
 
@@ -296,6 +299,7 @@ def _requeue(tx: Session, step: Any, said: Completion, reason: Reason, *, now: d
         started_at=None,
     )
     _end_attempt(tx, step, said, StepState.FAILED, reason, None, now=now)
+    audit.record_step(tx, _holder(step), "step.requeued", step, now=now, reason=str(reason))
     return Verdict(is_same=True, state=StepState.READY, is_build_complete=False)
 
 
@@ -339,14 +343,7 @@ def _end_attempt(
         log_size=step.log_size,
         log_sha256=sealed.sha256 if sealed and sealed.size == step.log_size else None,
     )
-    audit.record(
-        tx,
-        Caller(actor=f"runner:{step.runner_id}" if step.runner_id else "client", audience=Audience.STEP),
-        "step.finished",
-        now=now,
-        project_id=step.project_id,
-        stepId=step.id,
-        attempt=step.attempt,
-        state=str(state),
-        reason=str(reason) if reason else None,
-    )
+
+
+def _holder(step: Any) -> Caller:
+    return Caller(actor=f"runner:{step.runner_id}" if step.runner_id else "client", audience=Audience.STEP)

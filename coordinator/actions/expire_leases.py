@@ -34,7 +34,7 @@ def _expire_claims(tx: Session, site: Site, *, now: datetime) -> int:
     before = now - timedelta(seconds=site.settings.claim_ttl)
     moved = 0
     for step in steps.list_unacknowledged(tx, before=before, limit=BATCH):
-        moved += requeue_claim(tx, step, outcome="unclaimed", detail=None, now=now)
+        moved += requeue_claim(tx, SYSTEM, step, outcome="unclaimed", detail=None, now=now)
     return moved
 
 
@@ -93,16 +93,7 @@ def _lose(tx: Session, step: Any, *, now: datetime) -> int:
 
 
 def _record(tx: Session, step: Any, event: str, reason: str, *, now: datetime) -> None:
-    audit.record(
-        tx,
-        SYSTEM,
-        event,
-        now=now,
-        project_id=step.project_id,
-        stepId=step.id,
-        attempt=step.attempt,
-        reason=str(reason),
-    )
+    audit.record_step(tx, SYSTEM, event, step, now=now, reason=str(reason))
 
 
 def _force_cancels(tx: Session, *, now: datetime) -> int:

@@ -11,7 +11,7 @@ from coordinator.actions.runner_session import require_session
 from coordinator.rules.access import Caller
 from coordinator.rules.transitions import StepEvent
 from coordinator.site import Site
-from coordinator.store import attempts, runners, steps
+from coordinator.store import attempts, audit, runners, steps
 from shared.protocol import Action, AttemptReport, Heartbeat, Order, Orders, Resume
 from shared.states import StepState
 
@@ -40,14 +40,16 @@ def _answer(
     tx: Session, site: Site, caller: Caller, reports: Sequence[AttemptReport], *, now: datetime
 ) -> Orders:
     found = steps.list_steps_by_id(tx, [report.step_id for report in reports])
-    orders = [_order(tx, site, caller, found.get(report.step_id), report) for report in reports]
+    orders = [_order(tx, site, caller, found.get(report.step_id), report, now=now) for report in reports]
     alive = [order.step_id for order in orders if order.action is not Action.ABANDON]
     if alive:
         steps.touch_steps(tx, alive, caller.runner_id or "", now=now)
     return Orders(attempts=orders, drain=False, next=site.settings.heartbeat)
 
 
-def _order(tx: Session, site: Site, caller: Caller, step: Any, report: AttemptReport) -> Order:
+def _order(
+    tx: Session, site: Site, caller: Caller, step: Any, report: AttemptReport, *, now: datetime
+) -> Order:
     def said(action: Action, reason: str = "") -> Order:
         return Order(step_id=report.step_id, attempt=report.attempt, action=action, reason=reason)
 
@@ -55,7 +57,7 @@ def _order(tx: Session, site: Site, caller: Caller, step: Any, report: AttemptRe
         return said(Action.ABANDON, "unknown")
     if not is_current(site, caller, step, LeaseProof(report.attempt, report.lease)):
         return said(Action.ABANDON, "stale_attempt")
-    if step.state == StepState.READY and _revive(tx, step):
+    if step.state == StepState.READY and _revive(tx, caller, step, now=now):
         return said(Action.CONTINUE, "revived")
     if not StepState(step.state).is_leased:
         # an attempt that has ended may still have to hear the answer to its completion
@@ -67,13 +69,14 @@ def _order(tx: Session, site: Site, caller: Caller, step: Any, report: AttemptRe
     return said(Action.CONTINUE)
 
 
-def _revive(tx: Session, step: Any) -> bool:
+def _revive(tx: Session, caller: Caller, step: Any, *, now: datetime) -> bool:
     """A runner that was given up comes back before anyone else took its step: it goes on."""
     if step.started_at is None:
         return False
     moved = steps.move_step(tx, step.id, StepEvent.REVIVE, attempt=step.attempt, not_before=None)
     if moved:
         attempts.change_attempt(tx, step.id, step.attempt, outcome=None, reason=None, finished_at=None)
+        audit.record_step(tx, caller, "step.revived", step, now=now)
     return moved
 
 

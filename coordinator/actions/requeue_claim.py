@@ -6,13 +6,16 @@ from typing import Any
 from sqlmodel import Session
 
 from coordinator.actions.settle_build import settle_build
+from coordinator.rules.access import Caller
 from coordinator.rules.transitions import StepEvent
-from coordinator.store import attempts, builds, steps
+from coordinator.store import attempts, audit, builds, steps
 from shared.reasons import Reason
 from shared.states import StepState
 
 
-def requeue_claim(tx: Session, step: Any, *, outcome: str, detail: str | None, now: datetime) -> bool:
+def requeue_claim(
+    tx: Session, caller: Caller, step: Any, *, outcome: str, detail: str | None, now: datetime
+) -> bool:
     """Ready again with no retry consumed, or cancelled if that was asked for.
 
     `step` is the row as it was found; False when its runner has been heard since, or it has moved on.
@@ -50,6 +53,18 @@ def requeue_claim(tx: Session, step: Any, *, outcome: str, detail: str | None, n
             finished_at=now,
             log_size=current.log_size,
         )
+        _record(tx, caller, step, outcome, detail or current.cancel_reason, now=now)
         if outcome == StepState.CANCELLED:
             settle_build(tx, step.build_id, [step.id], reason=Reason.CANCELLED, now=now)
     return moved
+
+
+def _record(
+    tx: Session, caller: Caller, step: Any, outcome: str, reason: str | None, *, now: datetime
+) -> None:
+    if outcome == StepState.CANCELLED:
+        audit.record_step(tx, caller, "step.finished", step, now=now, state=str(outcome), reason=reason)
+    elif outcome == "released":
+        audit.record_step(tx, caller, "step.released", step, now=now, reason=reason)
+    else:
+        audit.record_step(tx, caller, "step.requeued", step, now=now, reason=outcome)

@@ -13,5 +13,5 @@ def say_bye(tx: Session, caller: Caller, *, now: datetime) -> None:
     """Give back every claim of this runner that it has not acknowledged."""
     runner_id = caller.runner_id or ""
     for step in steps.list_unacknowledged_of(tx, runner_id):
-        requeue_claim(tx, step, outcome="released", detail=None, now=now)
+        requeue_claim(tx, caller, step, outcome="released", detail=None, now=now)
     runners.change_runner(tx, runner_id, now=now, session=None, slots=0)

@@ -10,7 +10,7 @@ from coordinator.errors import StaleAttempt
 from coordinator.rules.access import Caller
 from coordinator.rules.transitions import StepEvent
 from coordinator.site import Site
-from coordinator.store import attempts, steps
+from coordinator.store import attempts, audit, steps
 from shared.protocol import Start, StartAnswer
 from shared.states import StepState
 
@@ -39,4 +39,5 @@ def start_step(
     if not moved:
         raise StaleAttempt("the step has moved on")
     attempts.change_attempt(tx, step_id, proof.attempt, **facts)
+    audit.record_step(tx, caller, "step.started", step, now=now)
     return StartAnswer(action="go", **limits)

@@ -45,6 +45,14 @@ def record_each(
         tx.connection().execute(_INSERT, rows)
 
 
+def record_step(
+    tx: Session, caller: Caller, action: str, step: Any, *, now: datetime, **details: Any
+) -> None:
+    """`record` for what happened to the current attempt of a step."""
+    about = {"stepId": step.id, "attempt": step.attempt, **details}
+    record(tx, caller, action, now=now, project_id=step.project_id, **about)
+
+
 def _row(
     caller: Caller,
     action: str,

@@ -87,16 +87,16 @@ def begin_builds(tx: Session, build_ids: set[str], *, now: datetime) -> None:
     tx.connection().execute(_BEGIN, {"any_id": sorted(build_ids), "new_started_at": now})
 
 
-def bind_commit(tx: Session, build_id: str, commit: str) -> str:
-    """Let the first commit that is named bind the build; returns the one that binds."""
+def bind_commit(tx: Session, build_id: str, commit: str) -> tuple[str, bool]:
+    """Let the first commit that is named bind the build; returns the one that binds and if it is new."""
     statement = (
         update(BUILDS)
         .where(BUILDS.c.id == build_id, BUILDS.c.commit_hash.is_(None))
         .values(commit_hash=commit)
     )
-    tx.connection().execute(statement)
+    is_new = tx.connection().execute(statement).rowcount == 1
     bound = tx.connection().execute(core_select(BUILDS.c.commit_hash).where(BUILDS.c.id == build_id))
-    return str(bound.scalar_one())
+    return str(bound.scalar_one()), is_new
 
 
 def list_builds_by_id(tx: Session, build_ids: set[str]) -> dict[str, Row[Any]]:

@@ -3,6 +3,8 @@
 import pytest
 
 from coordinator.actions.cancel_build import cancel_build
+from coordinator.actions.release_step import release_step
+from coordinator.actions.say_bye import say_bye
 from tests.factories import LOCAL, ON_SQLITE, Api, HeldOverHttp, Mill, a_spec
 
 
@@ -19,6 +21,7 @@ def test_every_change_is_written_down_with_who_made_it(api: Api, mill: Mill) -> 
     build = api.post(f"{path}/builds", {"workflowId": workflow["id"]})
     runner = api.a_runner()
     held = HeldOverHttp(api.client, api.acquire(runner)[0], runner)
+    held.post("start", {})
     held.complete()
     second = api.post(f"{path}/builds", {"workflowId": workflow["id"]})
     api.client.post(f"/api/builds/{second['id']}/cancel")
@@ -37,6 +40,7 @@ def test_every_change_is_written_down_with_who_made_it(api: Api, mill: Mill) -> 
         ("build.created", "local"),
         ("runner.registered", "local"),
         ("step.claimed", "system"),
+        ("step.started", "runner"),
         ("step.finished", "runner"),
         ("build.finished", "system"),
         ("build.created", "local"),
@@ -91,6 +95,86 @@ def test_steps_that_are_lost_or_given_up_are_written_down(mill: Mill) -> None:
     mill.expire()
 
     assert actions(mill)[-3:] == ["build.cancelled", "step.finished", "build.finished"]
+
+
+def test_the_start_of_a_step_and_the_commit_of_its_build_are_written_down_once(api: Api, mill: Mill) -> None:
+    api.a_build(a_spec(one=[], two=[]), repoUrl="https://example.org/r.git")
+    runner = api.a_runner()
+    one, two = (HeldOverHttp(api.client, claim, runner) for claim in api.acquire(runner, slots=2))
+    before = len(actions(mill))
+
+    for held, commit in ((one, "a" * 40), (two, "b" * 40)):
+        held.post("source", {"commit": commit})
+    for _ in range(2):
+        one.post("start", {})
+
+    rows = mill.audited()[before:]
+    assert [row.action for row in rows] == ["build.commit_bound", "step.started"]
+    assert rows[0].details == {"buildId": one.claim["buildId"], "commit": "a" * 40}
+    assert rows[1].details == {"stepId": one.step_id, "attempt": 1}
+    assert {row.actor for row in rows} == {f"runner:{mill.step(one.step_id).runner_id}"}
+
+
+def test_a_step_that_is_given_back_is_written_down_with_who_gave_it(mill: Mill) -> None:
+    held = mill.an_acquired_step()
+    said: dict[str, str] = {"reason": "no room"}
+    mill.now(release_step, mill.site, held.runner.caller, held.step_id, held.proof, **said)
+    mill.acquire(held.runner)
+    mill.now(say_bye, held.runner.caller)
+    mill.acquire(held.runner)
+    mill.clock.advance(21)
+    mill.expire()
+
+    rows = [row for row in mill.audited() if row.action in ("step.released", "step.requeued")]
+    runner = held.runner.caller.actor
+    assert [(row.action, row.actor, row.details["attempt"]) for row in rows] == [
+        ("step.released", runner, 1),
+        ("step.released", runner, 2),
+        ("step.requeued", "system", 3),
+    ]
+    assert [row.details.get("reason") for row in rows] == ["no room", None, "unclaimed"]
+
+
+def test_a_claim_that_is_cancelled_on_its_way_back_has_finished(mill: Mill) -> None:
+    held = mill.an_acquired_step()
+    mill.now(cancel_build, LOCAL, mill.step(held.step_id).build_id)
+    mill.now(say_bye, held.runner.caller)
+
+    assert actions(mill)[-3:] == ["build.cancelled", "step.finished", "build.finished"]
+    assert mill.audited("step.finished")[0].details["state"] == "cancelled"
+
+
+@pytest.mark.parametrize("comes_back", ["heartbeat", "complete"])
+def test_an_attempt_that_comes_back_is_written_down(mill: Mill, comes_back: str) -> None:
+    mill.clock.advance(100)
+    held = mill.a_running_step()
+    mill.heartbeat(held.runner, held)
+    mill.clock.advance(61)
+    mill.expire()
+
+    if comes_back == "heartbeat":
+        mill.heartbeat(held.runner, held)
+    mill.complete(held)
+
+    ways = [row for row in mill.audited() if row.details.get("stepId") == held.step_id]
+    assert [row.action for row in ways] == [
+        "step.claimed",
+        "step.started",
+        "step.requeued",
+        "step.revived",
+        "step.finished",
+    ]
+    assert ways[3].actor == held.runner.caller.actor
+
+
+def test_a_failure_of_the_machine_is_a_requeue_and_no_end(mill: Mill) -> None:
+    held = mill.a_running_step()
+    mill.complete(held, "failed", reason="internal")
+
+    row = mill.audited()[-1]
+    assert (row.action, row.actor) == ("step.requeued", held.runner.caller.actor)
+    assert row.details == {"stepId": held.step_id, "attempt": 1, "reason": "internal"}
+    assert mill.audited("step.finished") == []
 
 
 def test_the_trail_can_be_read_in_pages_and_by_what_was_done(api: Api) -> None:

@@ -10,7 +10,7 @@ from tests.trip.stage import an_engine_stage, said_in, steps_of, until
 
 pytestmark = pytest.mark.engine
 
-ONCE = ["step.claimed", "step.finished"]
+ONCE = ["step.claimed", "step.started", "step.finished"]
 
 
 @pytest.fixture(scope="module")

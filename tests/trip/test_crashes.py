@@ -14,7 +14,7 @@ from tests.runner.state_folder import a_state_folder
 from tests.trip.stage import Process, User, free_port, said_in, steps_of, until
 
 NUMBERS = "".join(f"{number}\n" for number in range(300))
-ONCE = ["step.claimed", "step.finished"]
+ONCE = ["step.claimed", "step.started", "step.finished"]
 
 
 @contextmanager

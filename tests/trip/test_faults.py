@@ -8,7 +8,7 @@ from tests.factories import ON_SQLITE, a_step
 from tests.trip.faults import Wire
 from tests.trip.stage import a_stage, said_in, steps_of, until
 
-ONCE = ["step.claimed", "step.finished"]
+ONCE = ["step.claimed", "step.started", "step.finished"]
 VERBS = ("resume", "acquire", "source", "start", "log", "heartbeat", "head_blob", "put_blob", "complete")
 LINES = "".join(f"{number}\n" for number in range(2000))
 

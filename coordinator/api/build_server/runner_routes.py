@@ -118,7 +118,7 @@ async def start_step(call: Call) -> Response:
 
 
 async def bind_source(call: Call) -> Response:
-    commit = await call.change(
+    commit = await call.write(
         bind_source_action,
         call.state.site,
         call.caller,
