@@ -6,7 +6,7 @@ from typing import Any
 import structlog
 from sqlmodel import Session
 
-from coordinator.actions.render_claim import render_claim
+from coordinator.actions.render_claim import TooManyInputs, render_claim
 from coordinator.actions.runner_session import require_session
 from coordinator.actions.settle_build import settle_build
 from coordinator.rules.access import SYSTEM, Caller
@@ -47,10 +47,12 @@ def acquire_steps(tx: Session, site: Site, caller: Caller, said: Acquire, *, now
     for step in claimed:
         try:
             claims.append(render_claim(tx, site, step, found[step.build_id]))
+        except TooManyInputs as error:
+            _fail(tx, step, Reason.DISK_LIMIT, str(error), now=now)
         except (ValueError, TypeError, LookupError, AttributeError):
             # one step that cannot be handed out must not keep its runner from all others
             log.exception("claim_not_renderable", step=step.id)
-            _fail(tx, step, now=now)
+            _fail(tx, step, Reason.BAD_CONFIG, None, now=now)
     return claims
 
 
@@ -85,13 +87,11 @@ def _claim(tx: Session, runner: Any, said: Acquire, *, now: datetime) -> list[An
     return claimed
 
 
-def _fail(tx: Session, step: Any, *, now: datetime) -> None:
+def _fail(tx: Session, step: Any, reason: Reason, detail: str | None, *, now: datetime) -> None:
     builds.lock_build(tx, step.build_id)
-    steps.move_step(
-        tx, step.id, StepEvent.FAIL, attempt=step.attempt, finished_at=now, reason=Reason.BAD_CONFIG
-    )
+    steps.move_step(tx, step.id, StepEvent.FAIL, attempt=step.attempt, finished_at=now, reason=reason)
     attempts.change_attempt(
-        tx, step.id, step.attempt, outcome=StepState.FAILED, reason=Reason.BAD_CONFIG, finished_at=now
+        tx, step.id, step.attempt, outcome=StepState.FAILED, reason=reason, detail=detail, finished_at=now
     )
     audit.record(
         tx,
@@ -102,6 +102,6 @@ def _fail(tx: Session, step: Any, *, now: datetime) -> None:
         stepId=step.id,
         attempt=step.attempt,
         state=str(StepState.FAILED),
-        reason=str(Reason.BAD_CONFIG),
+        reason=str(reason),
     )
-    settle_build(tx, step.build_id, [step.id], reason=Reason.BAD_CONFIG, now=now)
+    settle_build(tx, step.build_id, [step.id], reason=reason, now=now)

@@ -12,6 +12,12 @@ from shared.protocol import Claim, InputFile, Limits, Mount, Source, Timings
 from shared.script import render_step_script, script_digest
 from shared.workflow import StepSpec
 
+MAX_INPUTS = 100_000
+
+
+class TooManyInputs(Exception):
+    """The steps before this one hand on more than one step can take."""
+
 
 def render_script(step: Any, build: Any, *, attempt: int) -> str:
     """The bash script of this attempt."""
@@ -35,7 +41,7 @@ def _render_script(step: Any, build: Any, spec: StepSpec, attempt: int) -> str:
 
 
 def render_claim(tx: Session, site: Site, step: Any, build: Any) -> Claim:
-    """Everything the runner needs to run this attempt."""
+    """Everything the runner needs to run this attempt; TooManyInputs when that is more than it can take."""
     spec = StepSpec.model_validate(step.spec, by_alias=True)
     script = _render_script(step, build, spec, step.attempt)
     settings = site.settings
@@ -90,6 +96,11 @@ def _source(build: Any) -> Source | None:
 
 def _inputs(tx: Session, step: Any) -> list[InputFile]:
     """The outputs of every step this one depends on, directly or not; the later step's come later."""
+    count = artifacts.count_inputs(tx, step.build_id, step.id)
+    if count > MAX_INPUTS:
+        raise TooManyInputs(
+            f"the steps before this one hand on {count} outputs; a step takes at most {MAX_INPUTS}"
+        )
     behind = _all_behind(step.id, steps.list_dependencies(tx, step.build_id))
     producers = steps.list_steps_by_id(tx, sorted(behind))
     found = artifacts.list_artifacts_of_steps(tx, step.build_id, behind)

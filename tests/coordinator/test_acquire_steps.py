@@ -3,6 +3,7 @@
 import pytest
 from sqlalchemy import update
 
+from coordinator.actions import render_claim
 from coordinator.actions.acquire_steps import may_wait
 from coordinator.actions.cancel_build import cancel_build
 from coordinator.actions.renew_leases import resume_attempts
@@ -240,6 +241,31 @@ def test_what_cannot_be_handed_out_fails_alone(mill: Mill) -> None:
     attempt = mill.attempts(poisoned.steps["bad"])[0]
     assert (attempt.outcome, attempt.reason) == ("failed", "bad_config")
     assert attempt.finished_at == mill.clock()
+
+
+def test_a_step_with_too_many_inputs_fails_alone_and_says_why(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given two steps that hand on two directories each, and a third behind both
+    monkeypatch.setattr(render_claim, "MAX_INPUTS", 3)
+    full = mill.a_build(a_spec(one=[], two=["one"], three=["two"]))
+    good = mill.a_build()
+    runner = mill.a_runner()
+    outputs = [{"path": path, "type": "directory"} for path in ("a", "b")]
+    for name in ("one", "two"):
+        held = next(one for one in mill.acquire(runner, slots=1) if one.claim.name == name)
+        mill.complete(held, artifacts=outputs)
+        mill.clock.advance(-1)  # what comes next is ready before the other build
+
+    # when a runner asks for all that is ready
+    claimed = mill.acquire(runner, slots=2)
+
+    # then the step fails, and the other build goes on
+    assert [one.step_id for one in claimed] == [good.steps["test"]]
+    assert mill.states(full) == {"one": "succeeded", "two": "succeeded", "three": "failed"}
+    attempt = mill.attempts(full.steps["three"])[0]
+    assert (attempt.outcome, attempt.reason) == ("failed", "disk_limit")
+    assert attempt.detail == "the steps before this one hand on 4 outputs; a step takes at most 3"
 
 
 def test_a_former_process_of_a_runner_gets_nothing_once_a_newer_one_has_resumed(mill: Mill) -> None:
