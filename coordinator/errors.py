@@ -7,6 +7,7 @@ CoordinatorError
 ├── Unauthenticated    no credential, or one that does not count
 ├── Denied             the caller is known and may not
 ├── NotFound           no such thing, or none the caller may see
+│   └── BlobGone         an input is named, and its bytes are lost
 ├── Conflict           the thing is not in a state for this
 │   ├── AlreadyExists    its name is taken
 │   ├── InUse            something still needs it
@@ -70,6 +71,12 @@ class NotFound(CoordinatorError):
     """No such thing, or none the caller may see."""
 
     code = "not_found"
+
+
+class BlobGone(NotFound):
+    """The bytes of an input are lost; the step that asks for them still belongs to its runner."""
+
+    code = "blob_gone"
 
 
 class Conflict(CoordinatorError):

@@ -38,6 +38,7 @@ MAX_RETRY_AFTER_S = 600.0
 _TRANSIENT = frozenset({408, 425, 429})
 _UNWELCOME = frozenset({401, 403})
 UNWELCOME_RETRY_S = 300.0
+_BLOB_GONE = "blob_gone"  # the step is still ours, and can never have its inputs
 _STALE_CODES = frozenset({"stale_attempt", "abandoned", "released", "conflict"})
 
 
@@ -272,7 +273,8 @@ def _error(answer: httpx.Response) -> Exception:
         return LogRewind(size)
     if status == 413 and "limit" in said:
         return LogLimit(int(said["limit"]), size if isinstance(size, int) else 0)
-    if status in (404, 410) or (status == 409 and code in _STALE_CODES):
+    is_lost = status in (404, 410) or (status == 409 and code in _STALE_CODES)
+    if is_lost and code != _BLOB_GONE:
         return LeaseLost(f"{what}: {sentence}")
     return Refused(f"{what}: {sentence}", status=status, code=code)
 

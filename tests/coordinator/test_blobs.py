@@ -254,3 +254,16 @@ def test_of_two_outputs_at_one_path_the_later_comes_last(api: Api) -> None:
             return
         held.complete(artifacts=[{"path": "same", "type": "directory"}])
     raise AssertionError("the last step was never ready")
+
+
+def test_an_input_whose_bytes_are_gone_is_told_from_a_lease_that_is(
+    consumer: HeldOverHttp, mill: Mill
+) -> None:
+    sha256 = consumer.claim["inputs"][0]["sha256"]
+    mill.site.blobs.path(sha256).unlink()
+
+    gone = consumer.client.get(consumer.path(f"blobs/{sha256}"), headers=consumer.headers)
+    unknown = consumer.client.get(consumer.path(f"blobs/{SHA}"), headers=consumer.headers)
+
+    assert (gone.status_code, gone.json()["code"]) == (404, "blob_gone")
+    assert (unknown.status_code, unknown.json()["code"]) == (404, "not_found")

@@ -46,6 +46,8 @@ def complete(client):
         (409, {**OURS, "code": "released"}, LeaseLost),
         (404, {**OURS, "code": "not_found"}, LeaseLost),
         (410, {**OURS, "code": "gone"}, LeaseLost),
+        (404, {**OURS, "code": "blob_gone"}, Refused),
+        (410, {**OURS, "code": "blob_gone"}, Refused),
         (409, {**OURS, "code": "log_incomplete", "size": 7}, LogRewind),
         (409, {**OURS, "code": "log_conflict", "size": 7}, LogRewind),
         (416, {**OURS, "code": "log_gap", "size": 7}, LogRewind),

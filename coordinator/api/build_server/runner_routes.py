@@ -32,7 +32,7 @@ from coordinator.api.build_server.operations import RUNNER, error, operation
 from coordinator.api.build_server.shapes import STEP_STATUS, AppendQuery, ReceivedOut
 from coordinator.api.endpoint import Answer, Call, Endpoint, json_answer
 from coordinator.bell import READY, log_topic
-from coordinator.errors import Invalid, LogIncomplete, NotFound, TooLarge
+from coordinator.errors import BlobGone, Invalid, LogIncomplete, NotFound, TooLarge
 from coordinator.rules.access import Audience, Policy
 from shared.paths import MAX_APPEND_BYTES, SCRIPT_DIGEST_HEADER
 from shared.protocol import (
@@ -220,7 +220,7 @@ async def get_blob(call: Call) -> Response:
     sha256, site = _digest(call), call.state.site
     size = await call.read(find_input_blob, site, call.caller, call.path["stepId"], call.proof(), sha256)
     if not await asyncio.to_thread(site.blobs.has, sha256, size):
-        raise NotFound("the bytes of this blob are gone")
+        raise BlobGone("the bytes of this blob are gone")
     return streams.file_answer(
         call.request,
         site.blobs.path(sha256),
