@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from tests.factories import a_step
+from tests.runner.state_folder import a_state_folder
 from tests.threats.stack import LOG_LIMIT, Stack, containers_of
-from tests.trip.stage import said_in, steps_of, until
+from tests.trip.stage import RunnerThread, said_in, steps_of, until
 
 MIB = 1024 * 1024
 EXECUTORS = pytest.mark.parametrize("executor", ["docker", "process"])
@@ -239,6 +241,30 @@ seq 1 20000 | xargs touch; echo full
     until(lambda: not (attempts / step["id"]).exists(), 20)
     trash = stack.folder / "docker" / "trash"
     until(lambda: not any(trash.iterdir()), 60)
+
+
+@pytest.fixture
+def tight_runner(stack: Stack) -> Iterator[RunnerThread]:
+    """A runner whose steps may take 32 MiB of the disk each."""
+    with a_state_folder() as folder:
+        runner = RunnerThread(stack.address, folder, name="tight", labels="tight", slots=1, step_disk_mb=32)
+        try:
+            yield runner
+        finally:
+            runner.close()
+
+
+@pytest.mark.threat("F03")
+def test_a_step_that_fills_the_disk_is_ended_and_the_next_one_runs(
+    stack: Stack, tight_runner: RunnerThread
+) -> None:
+    step, log = stack.run_step("head -c 200000000 /dev/zero > filling; sleep 50", on="tight")
+
+    assert (step["status"], step["reason"]) == ("FAILED", "disk_limit"), log
+    assert b"its limit is 32 MiB" in log
+    until(lambda: not (tight_runner.state / "a" / step["id"]).exists(), 20)
+    after, log = stack.run_step("echo well > f", on="tight", outputPaths=["f"])
+    assert after["status"] == "SUCCESS", log
 
 
 FLOODS = {
