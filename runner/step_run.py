@@ -44,6 +44,9 @@ LOOK_S = 0.5
 ENGINE_PATIENCE_S = 600.0
 ENGINE_PAUSE_S = 1.0
 MOST_REPAIRS = 20
+MOST_TRIES = 20
+TRY_AGAIN_S = 0.5
+TRY_AGAIN_LONGEST_S = 60.0
 SYNTAX_ERROR_CODE = 2
 HEAD_BYTES = 1024 * 1024
 
@@ -69,6 +72,7 @@ class StepRun:
         self._caches: list[OpenCache] = []
         self._stream: LogStream | None = None
         self._delivery: LogDelivery | None = None
+        self._log_is_whole = True
 
     def run(self) -> None:
         """Work until the completion is acknowledged, the lease is lost, or this process ends."""
@@ -80,7 +84,7 @@ class StepRun:
                 return
             if self._journal.phase.is_before(JournalPhase.COMPLETING):
                 self._advance_as_room_allows(JournalPhase.COMPLETING, completion=_dump(self._make_outcome()))
-            self._complete()
+            self._complete_at_last()
             self._completed()  # cleaning up keeps nobody waiting
             self._clean_up()
         except LeaseLost as error:
@@ -135,7 +139,12 @@ class StepRun:
         return ended
 
     def _has_begun(self) -> bool:
-        """True when the script's own start mark, with this attempt's nonce, stands in the log."""
+        """False when the script's own start mark, with this attempt's nonce, is missing from the log.
+
+        The beginning of a log that was cut can no longer be read; the script has then written a lot.
+        """
+        if self._delivery is not None and self._delivery.is_truncated:
+            return True
         mark = f"##[buildmill:start {self._journal.data.get('nonce', '')} ".encode()
         descriptor = open_log(self._folder)
         try:
@@ -258,7 +267,12 @@ class StepRun:
                 with blobs.writer(sha256, size) as writer:
                     self._means.client.get_blob(self._attempt.proof, sha256, writer.write)
 
-            insist(download, given_up=self._attempt.abandoned, stopping=self._attempt.shutdown)
+            try:
+                insist(download, given_up=self._attempt.abandoned, stopping=self._attempt.shutdown)
+            except Refused as error:
+                if error.code != "blob_gone":
+                    raise
+                raise StepError(Reason.INTERNAL, f"an input is gone from the coordinator: {error}") from error
             found = blobs.path(sha256)
         if found is None:
             raise StepError(Reason.INTERNAL, f"the input {sha256} was removed right after it had arrived")
@@ -408,7 +422,8 @@ class StepRun:
             return
         self._set_phase(Phase.UPLOADING)
         if self._journal.phase.is_before(JournalPhase.UPLOADING):
-            self._journal.advance(JournalPhase.UPLOADING)
+            # The digests say which blobs have to be kept until the outputs are uploaded.
+            self._journal.advance(JournalPhase.UPLOADING, collected=sorted(files))
         self._note(f"uploading {len(files)} outputs, {sum(files.values())} bytes")
         with ThreadPoolExecutor(UPLOADS_AT_ONCE, thread_name_prefix="upload") as pool:
             for done in [pool.submit(self._upload_one, sha256, size) for sha256, size in files.items()]:
@@ -432,11 +447,28 @@ class StepRun:
 
     # --- telling ------------------------------------------------------------------------------------
 
+    def _complete_at_last(self) -> None:
+        """An outcome is told until it is heard: what nobody foresaw may be over a moment later."""
+        for tried in range(1, MOST_TRIES + 1):
+            try:
+                self._complete()
+                return
+            except (LeaseLost, GaveUp):
+                raise
+            except Exception:
+                log.exception("completion_failed", step=self._claim.step_id, tried=tried)
+                if tried == MOST_TRIES:
+                    raise
+            if self._attempt.abandoned.wait(min(TRY_AGAIN_S * 2 ** (tried - 1), TRY_AGAIN_LONGEST_S)):
+                raise LeaseLost("the coordinator said abandon")
+            if self._attempt.shutdown.is_set():
+                raise GaveUp("this process ends; the next one tells the outcome")
+
     def _complete(self) -> None:
         self._set_phase(Phase.COMPLETING)
         assert self._stream is not None  # noqa: S101 - run opens it first
         assert self._delivery is not None  # noqa: S101 - run opens it first
-        self._delivery.finish()
+        self._deliver_log(self._delivery.finish)
         for _ in range(MOST_REPAIRS):
             said = self._with_log_facts(_undump(self._journal.data["completion"]))
             try:
@@ -446,7 +478,7 @@ class StepRun:
                     stopping=self._attempt.shutdown,
                 )
             except LogRewind as order:
-                self._delivery.rewind(order.size)
+                self._deliver_log(partial(self._delivery.rewind, order.size))
             except Refused as error:
                 self._tell_less(error)
             else:
@@ -454,6 +486,16 @@ class StepRun:
                 self._advance_as_room_allows(JournalPhase.DONE)
                 return
         raise LeaseLost("the coordinator never accepted the completion")
+
+    def _deliver_log(self, deliver: Callable[[], None]) -> None:
+        """A log that cannot be delivered does not keep the outcome: it is told without the log's facts."""
+        try:
+            deliver()
+        except (LeaseLost, GaveUp):
+            raise
+        except Exception as error:
+            log.error("log_not_delivered", step=self._claim.step_id, cause=repr(error)[:500])
+            self._log_is_whole = False
 
     def _fail_without_log(self, error: OSError | StepError) -> None:
         """Where there is no room for a log nothing is run; the next attempt may be on another machine."""
@@ -475,7 +517,7 @@ class StepRun:
 
     def _with_log_facts(self, said: Completion) -> Completion:
         assert self._stream is not None and self._delivery is not None  # noqa: S101
-        if self._delivery.is_truncated:
+        if self._delivery.is_truncated or not self._log_is_whole:
             return said
         total = self._stream.total()
         return said.model_copy(update={"log_size": total.size, "log_sha256": total.sha256})

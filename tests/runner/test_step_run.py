@@ -268,3 +268,61 @@ def test_where_the_disk_runs_short_the_step_that_fills_it_is_ended(run, coordina
 
     (said,) = coordinator.completions
     assert (said["status"], said.get("reason")) == (status, "disk_limit" if mib > 64 else None)
+
+
+def test_an_outcome_survives_what_nobody_foresaw(run, coordinator):
+    coordinator.answers["complete"] = [RuntimeError("a fault of ours")]
+
+    journal = run()
+
+    assert [said["status"] for said in coordinator.completions] == ["success"] * 2
+    assert journal.phase is JournalPhase.DONE
+
+
+def test_an_outcome_is_told_without_a_log_that_cannot_be_delivered(run, coordinator):
+    coordinator.answers["log"] = [refusal(400, "invalid") for _ in range(100)]
+
+    run()
+
+    (said,) = coordinator.completions
+    assert said["status"] == "success"
+    assert "logSize" not in said and "logSha256" not in said
+
+
+def test_what_is_being_uploaded_stands_in_the_journal(run, coordinator, state):
+    seen = []
+
+    def look():
+        journal = Journal.load(attempt_dir(state, "step-1", 1))
+        seen.append((journal.phase, journal.data["collected"]))
+        return httpx.Response(201, json={"ok": True})
+
+    coordinator.answers["put_blob"] = [look]
+
+    run("printf x > out", output_paths=["out"])
+
+    assert seen == [(JournalPhase.UPLOADING, [hashlib.sha256(b"x").hexdigest()])]
+
+
+def test_a_script_whose_log_was_cut_is_not_said_to_have_bad_syntax(run, coordinator):
+    coordinator.answers["log"] = [refusal(413, "log_limit", limit=0)]
+
+    run("sleep 1.5; : > ../log; exit 2")
+
+    (said,) = coordinator.completions
+    assert said["reason"] == "exit_nonzero"
+
+
+def test_an_input_that_the_coordinator_no_longer_has_is_said_in_those_words(run, coordinator, state):
+    sha256 = hashlib.sha256(b"x").hexdigest()
+    coordinator.answers["get_blob"] = [refusal(409, "blob_gone")]
+
+    run(
+        f"touch {state}/ran",
+        inputs=[{"step": "s", "path": "in", "type": "file", "sha256": sha256, "size": 1}],
+    )
+
+    (said,) = coordinator.completions
+    assert (said["reason"], said["infra"]) == ("internal", True)
+    assert said["detail"].startswith("an input is gone from the coordinator")
+    assert not (state / "ran").exists()
