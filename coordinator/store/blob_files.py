@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 from coordinator.errors import DigestMismatch, Unavailable
+from coordinator.store.full_disk import disk_may_be_full
 
 _LOCK_TRIES = 3
 
@@ -63,6 +64,7 @@ class IncomingBlob:
         self._descriptor = _open_alone(path)
         self.received = os.fstat(self._descriptor).st_size
 
+    @disk_may_be_full()
     def write(self, data: bytes) -> None:
         view = memoryview(data)
         with self._guard:
@@ -71,6 +73,7 @@ class IncomingBlob:
                 view = view[os.write(self._descriptor, view) :]
         self.received += len(data)
 
+    @disk_may_be_full()
     def commit(self, sha256: str) -> int:
         """Verify the digest and make the blob visible; returns its size."""
         with self._guard:
@@ -83,7 +86,11 @@ class IncomingBlob:
             if digest.hexdigest() != sha256:
                 self._discard()
                 raise DigestMismatch("the bytes have another digest than announced")
-            os.fsync(self._descriptor)
+            try:
+                os.fsync(self._descriptor)
+            except OSError:
+                self._discard()  # a second fsync might succeed without these bytes
+                raise
             target = self._blobs.path(sha256)
             target.parent.mkdir(parents=True, exist_ok=True)
             # who waits for the lock finds afterwards that the file is no longer here, and writes nothing
@@ -126,6 +133,7 @@ class IncomingBlob:
             self._descriptor = -1
 
 
+@disk_may_be_full()
 def _open_alone(path: Path) -> int:
     """The file at `path`, locked; one that was stored or removed before the lock was ours is left alone."""
     for _ in range(_LOCK_TRIES):

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from coordinator.store.full_disk import disk_may_be_full
+
 CHUNK = 1024 * 1024
 
 
@@ -23,6 +25,7 @@ class LogFiles:
     def path(self, build_id: str, step_id: str, attempt: int) -> Path:
         return self._root / build_id[-2:] / build_id / step_id / f"{attempt}.log"
 
+    @disk_may_be_full()
     def write(self, path: Path, offset: int, data: bytes) -> None:
         """Put `data` at `offset`; what stood behind it is cut off."""
         with self._opened(path) as descriptor:
@@ -33,6 +36,7 @@ class LogFiles:
                 offset += written
             os.ftruncate(descriptor, offset)
 
+    @disk_may_be_full()
     def read(self, path: Path, offset: int, length: int) -> bytes:
         """Up to `length` bytes from `offset`; fewer when the file is shorter."""
         try:
@@ -50,6 +54,7 @@ class LogFiles:
         except FileNotFoundError:
             return 0
 
+    @disk_may_be_full()
     def seal(self, path: Path, size: int) -> str:
         """Force the first `size` bytes to the disk and return their SHA-256; "" when they are not there."""
         digest = hashlib.sha256()

@@ -1,5 +1,6 @@
 """The store of blobs on the disk: whoever writes a part is alone with it, and a stored blob never changes."""
 
+import errno
 import hashlib
 import os
 from pathlib import Path
@@ -80,3 +81,21 @@ def test_bytes_that_are_being_written_are_not_swept(blobs: BlobFiles) -> None:
 
     assert blobs.sweep(older_than_s=-60, now_s=2e9 + 2e9) == 1
     assert blobs.has(SHA, len(DATA))
+
+
+def test_bytes_that_did_not_reach_the_disk_are_sent_anew(
+    blobs: BlobFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    first = blobs.part("a-step", 1, SHA)
+    first.write(DATA)
+    with monkeypatch.context() as patch, pytest.raises(Unavailable):
+        patch.setattr(os, "fsync", fail)
+        first.commit(SHA)
+    first.release()
+
+    again = blobs.part("a-step", 1, SHA)
+    assert again.received == 0
+    again.release()
