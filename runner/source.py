@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -147,7 +147,7 @@ class SourceCache:
                 break
             if path.name in keep or self._clock() - used < UNTOUCHABLE_S:
                 continue
-            if self._drop(path):
+            if self._drop(path, used):
                 total -= size
         return total
 
@@ -255,19 +255,36 @@ class SourceCache:
         place = self._records / f"{mirror.name}.lock"
         return os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def _drop(self, path: Path) -> bool:
-        if path.parent == self._checkouts:
-            self._trash.throw(path)
-            (self._records / f"{path.name}.json").unlink(missing_ok=True)
-            return True
-        lock = self._open_lock(path)
+    def _drop(self, path: Path, used: float) -> bool:
+        """Delete it, unless it is in use or was used since we looked: under the lock that its users take."""
+        is_checkout = path.parent == self._checkouts
+        mirror = self._mirror_of(path) if is_checkout else path
+        if mirror is None:
+            return self._throw_unless_used(path, used)
+        lock = self._open_lock(mirror)
         try:
-            if _try_lock(lock):
-                self._trash.throw(path)
-                return True
-            return False
+            return _try_lock(lock) and self._throw_unless_used(path, used)
         finally:
             os.close(lock)
+
+    def _throw_unless_used(self, path: Path, used: float) -> bool:
+        is_checkout = path.parent == self._checkouts
+        record = self._records / f"{path.name}.{'json' if is_checkout else 'lock'}"
+        with suppress(FileNotFoundError):
+            if record.stat().st_mtime > used:
+                return False
+        self._trash.throw(path)
+        if is_checkout:
+            record.unlink(missing_ok=True)
+        return True
+
+    def _mirror_of(self, checkout: Path) -> Path | None:
+        """The mirror that a checkout was made from, as its record says; None where that is damaged."""
+        try:
+            url = json.loads((self._records / f"{checkout.name}.json").read_text())["url"]
+        except (ValueError, KeyError, TypeError, FileNotFoundError):
+            return None
+        return self._mirrors / _digest(str(url))[:16]
 
     def _touch(self, path: Path | int) -> None:
         now = self._clock()

@@ -1,4 +1,6 @@
+import fcntl
 import hashlib
+import os
 import socket
 import stat
 import subprocess
@@ -652,6 +654,45 @@ def test_pruning_drops_what_was_used_longest_ago_and_keeps_what_is_in_use(
     fresh = sources.checkout(source, checkouts[3].commit)
     sources.prune(set(), 0)
     assert {path.name for path in (state / "state/checkouts").iterdir()} == {fresh.name}
+
+
+def test_a_checkout_that_is_used_while_others_are_pruned_stays(state: Path, repository: Repository) -> None:
+    now = [1_000_000.0]
+    uses: list[Path] = []
+
+    def clock() -> float:
+        while uses:  # another step takes the checkout between the look at it and its end
+            os.utime(uses.pop(), (now[0], now[0]))
+        return now[0]
+
+    sources = SourceCache(state / "state", protocols=LOCAL, run_as=unprivileged_user(), clock=clock)
+    commit = repository.commit({"a": "1"})
+    checkout = sources.checkout(Source(repo_url=repository.url), commit)
+    now[0] += 10_000
+    uses.append(state / "state" / "sources" / f"{checkout.name}.json")
+
+    sources.prune(set(), 0)
+
+    assert checkout.path.is_dir()
+    now[0] += 10_000
+    assert sources.prune(set(), 0) == 0
+    assert not checkout.path.exists()
+
+
+def test_a_checkout_whose_repository_is_in_use_is_left_for_the_next_time(
+    state: Path, repository: Repository
+) -> None:
+    now = [1_000_000.0]
+    sources = SourceCache(state / "state", protocols=LOCAL, run_as=unprivileged_user(), clock=lambda: now[0])
+    checkout = sources.checkout(Source(repo_url=repository.url), repository.commit({"a": "1"}))
+    now[0] += 10_000
+    (lock,) = (state / "state" / "sources").glob("*.lock")
+
+    with lock.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        sources.prune(set(), 0)
+
+    assert checkout.path.is_dir()
 
 
 @needs_root
