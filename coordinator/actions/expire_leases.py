@@ -41,11 +41,8 @@ def _expire_claims(tx: Session, site: Site, *, now: datetime) -> int:
 def _expire_silent(tx: Session, site: Site, *, now: datetime) -> int:
     silent_since = now - timedelta(seconds=site.settings.lost_after)
     moved = 0
-    for step in steps.list_silent(tx, before=silent_since, limit=BATCH):
-        if step.exclusive and step.last_seen_at > now - EXCLUSIVE_LOST_AFTER:
-            continue
-        if step.cancel_requested_at is not None:
-            continue  # it is on its way to cancelled, and must not be made ready again
+    exclusive_until = now - EXCLUSIVE_LOST_AFTER
+    for step in steps.list_silent(tx, before=silent_since, exclusive_until=exclusive_until, limit=BATCH):
         moved += _lose(tx, step, now=now)
     return moved
 
@@ -99,10 +96,8 @@ def _record(tx: Session, step: Any, event: str, reason: str, *, now: datetime) -
 def _force_cancels(tx: Session, *, now: datetime) -> int:
     """A cancel that the runner did not confirm ends without it."""
     moved = 0
-    for step in steps.list_uncancelled(tx, before=now - CANCEL_PATIENCE, limit=BATCH):
-        is_silent = step.runner_id is None or step.last_seen_at < now - CANCEL_PATIENCE
-        if not is_silent and step.cancel_requested_at > now - CANCEL_LIMIT:
-            continue
+    before, at_last = now - CANCEL_PATIENCE, now - CANCEL_LIMIT
+    for step in steps.list_uncancelled(tx, before=before, at_last=at_last, limit=BATCH):
         builds.lock_build(tx, step.build_id)
         if steps.move_step(
             tx,

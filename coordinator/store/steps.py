@@ -311,6 +311,7 @@ def list_unacknowledged(tx: Session, *, before: datetime, limit: int) -> list[Ro
             STEPS.c.claimed_at < before,
             STEPS.c.runner_id.is_not(None),
         )
+        .order_by(STEPS.c.claimed_at, STEPS.c.id)
         .limit(limit)
     )
     return list(tx.connection().execute(statement).all())
@@ -324,26 +325,45 @@ def list_unacknowledged_of(tx: Session, runner_id: str) -> list[Row[Any]]:
     return list(tx.connection().execute(statement).all())
 
 
-def list_silent(tx: Session, *, before: datetime, limit: int) -> list[Row[Any]]:
-    """Acknowledged attempts whose runner was last heard before `before`."""
+def list_silent(tx: Session, *, before: datetime, exclusive_until: datetime, limit: int) -> list[Row[Any]]:
+    """Acknowledged attempts whose runner was last heard before `before`, the longest silent first.
+
+    Exclusive ones only if it was last heard at `exclusive_until` at the latest. What is to be cancelled is
+    on its way to cancelled, and must not be made ready again.
+    """
     statement = (
         select(STEPS)
         .where(
             STEPS.c.state.in_(LEASED_STEP_STATES),
             STEPS.c.acked_at.is_not(None),
             STEPS.c.last_seen_at < before,
+            or_(~STEPS.c.exclusive, STEPS.c.last_seen_at <= exclusive_until),
+            STEPS.c.cancel_requested_at.is_(None),
             STEPS.c.runner_id.is_not(None),
         )
+        .order_by(STEPS.c.last_seen_at, STEPS.c.id)
         .limit(limit)
     )
     return list(tx.connection().execute(statement).all())
 
 
-def list_uncancelled(tx: Session, *, before: datetime, limit: int) -> list[Row[Any]]:
-    """Leased steps whose cancellation was asked for before `before`."""
+def list_uncancelled(tx: Session, *, before: datetime, at_last: datetime, limit: int) -> list[Row[Any]]:
+    """Leased steps whose cancellation was asked for before `before`, the oldest wish first.
+
+    While their runner has been heard since, only those where that was at `at_last` at the latest.
+    """
     statement = (
         select(STEPS)
-        .where(STEPS.c.state.in_(LEASED_STEP_STATES), STEPS.c.cancel_requested_at < before)
+        .where(
+            STEPS.c.state.in_(LEASED_STEP_STATES),
+            STEPS.c.cancel_requested_at < before,
+            or_(
+                STEPS.c.runner_id.is_(None),
+                STEPS.c.last_seen_at < before,
+                STEPS.c.cancel_requested_at <= at_last,
+            ),
+        )
+        .order_by(STEPS.c.cancel_requested_at, STEPS.c.id)
         .limit(limit)
     )
     return list(tx.connection().execute(statement).all())

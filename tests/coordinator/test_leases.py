@@ -264,6 +264,52 @@ def test_an_exclusive_step_is_waited_for_longer_and_never_run_again(later: Mill)
     assert later.build(step.build_id).state == "failed"
 
 
+@pytest.fixture
+def one_at_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks for silence sees a single step, so that what comes first may hide what comes behind."""
+    monkeypatch.setattr("coordinator.actions.expire_leases.BATCH", 1)
+
+
+@pytest.mark.usefixtures("one_at_a_look")
+def test_steps_that_are_waited_for_do_not_hide_those_that_are_lost(later: Mill) -> None:
+    waited_for = later.a_running_step([a_step("deploy", exclusive=True)])
+    cancelled = later.a_running_step()
+    lost = later.a_running_step()
+    later.clock.advance(LOST - 10)
+    later.now(cancel_build, LOCAL, later.step(cancelled.step_id).build_id)
+    later.clock.advance(10)
+
+    assert later.expire() == 1
+
+    states = [later.step(held.step_id).state for held in (waited_for, cancelled, lost)]
+    assert states == ["running", "running", "ready"]
+
+
+@pytest.mark.usefixtures("one_at_a_look")
+def test_cancels_that_are_waited_for_do_not_hide_those_that_nobody_will_confirm(later: Mill) -> None:
+    alive, gone = later.a_running_step(), later.a_running_step()
+    for held in (alive, gone):
+        later.now(cancel_build, LOCAL, later.step(held.step_id).build_id)
+    later.clock.advance(21)
+    later.heartbeat(alive.runner, alive)
+
+    assert later.expire() == 1
+
+    assert [later.step(held.step_id).state for held in (alive, gone)] == ["running", "cancelled"]
+
+
+@pytest.mark.usefixtures("one_at_a_look")
+def test_who_has_been_silent_longest_is_lost_first(later: Mill) -> None:
+    first, second = later.a_running_step(), later.a_running_step()
+    later.clock.advance(5)
+    later.heartbeat(first.runner, first)
+    later.clock.advance(LOST)
+
+    assert later.expire() == 1
+
+    assert [later.step(held.step_id).state for held in (first, second)] == ["running", "ready"]
+
+
 @ON_POSTGRES
 @pytest.mark.threat("I05")
 def test_a_heartbeat_between_the_look_and_the_move_keeps_the_step(later: Mill) -> None:
@@ -275,7 +321,7 @@ def test_a_heartbeat_between_the_look_and_the_move_keeps_the_step(later: Mill) -
 
     @event.listens_for(engine, "after_cursor_execute")
     def speak(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
-        if "steps.last_seen_at <" in statement and statement.startswith("SELECT") and not spoken:
+        if "steps.acked_at IS NOT NULL" in statement and statement.startswith("SELECT") and not spoken:
             spoken.append(Action.ABANDON)
             spoken[0] = later.heartbeat(held.runner, held)[0].action
 
