@@ -2,10 +2,11 @@
 
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 import structlog
+from pydantic import ValidationError
 
 from runner.attempt import Attempt
 from runner.client import Proof
@@ -54,6 +55,7 @@ class Agent:
         self._session = secrets.token_hex(8)
         self._slots = Slots(slots)
         self._attempts: dict[tuple[str, int], Attempt] = {}
+        self._left_for_later: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
         self._draining = threading.Event()
         self._shutdown = threading.Event()
@@ -100,7 +102,7 @@ class Agent:
             self._close_means()
             return
         self._pulse.start()
-        self._janitor.start()
+        self._janitor.start(self._not_to_be_touched)
         try:
             self._poll_until_drained()
             while not self._slots.wait_until_idle(1.0) and not self._superseded.is_set():
@@ -191,33 +193,53 @@ class Agent:
     def _begin(self, claim: Claim) -> None:
         log.info("step_acquired", step=claim.step_id, attempt=claim.attempt, name=claim.name)
         folder = attempt_dir(self._state, claim.step_id, claim.attempt)
+        attempt = Attempt(Proof(claim.step_id, claim.attempt, claim.lease))
+        if not self._hold(attempt):
+            return  # the same claim, heard twice
         try:
             journal = Journal.load(folder) or Journal.create(folder, claim.model_dump(mode="json"))
         except (OSError, StepError) as error:
             log.error("step_not_begun", step=claim.step_id, attempt=claim.attempt, cause=str(error))
             self._means.trash.throw(folder)
+            self._let_go(attempt)
             self._release(claim, "the runner's disk is full")
             self._draining.wait(NO_ROOM_PAUSE_S)
             return
-        self._work_on(journal, Attempt(Proof(claim.step_id, claim.attempt, claim.lease)))
+        self._work_on(journal, attempt)
+
+    def _hold(self, attempt: Attempt) -> bool:
+        """From here on heartbeats name it and nobody cleans up after it; False when it was so before."""
+        with self._lock:
+            if _key(attempt) in self._attempts:
+                return False
+            self._attempts[_key(attempt)] = attempt
+            return True
+
+    def _let_go(self, attempt: Attempt) -> None:
+        with self._lock:
+            del self._attempts[_key(attempt)]
 
     def _work_on(self, journal: Journal, attempt: Attempt) -> None:
-        key = (attempt.proof.step_id, attempt.proof.attempt)
-        with self._lock:
-            if key in self._attempts:
-                return  # the same claim, heard twice
-            self._attempts[key] = attempt
         if self._shutdown.is_set():
             attempt.shut_down()
 
         def work(release: Callable[[], None]) -> None:
             try:
-                StepRun(self._means, journal, attempt, completed=release).run()
-            finally:
-                with self._lock:
-                    del self._attempts[key]
+                self._run_step(journal, attempt, release)
+            except Exception:
+                self._janitor.clean_up_soon()  # the slot says in the log what it was
+                raise
 
         self._slots.run(f"step-{attempt.proof.step_id[-8:]}", work)
+
+    def _run_step(self, journal: Journal, attempt: Attempt, release: Callable[[], None]) -> None:
+        try:
+            StepRun(self._means, journal, attempt, completed=release).run()
+            if attempt.shutdown.is_set() and not journal.is_done:
+                with self._lock:
+                    self._left_for_later.add(_key(attempt))
+        finally:
+            self._let_go(attempt)
 
     # --- a restart ----------------------------------------------------------------------------------
 
@@ -229,7 +251,11 @@ class Agent:
         journals = open_journals(self._state)
         held = {}
         for journal in journals:
-            claim = Claim.model_validate(journal.claim)
+            try:
+                claim = Claim.model_validate(journal.claim)
+            except ValidationError as error:
+                self._set_aside(journal, error)
+                continue
             proof = Proof(claim.step_id, claim.attempt, claim.lease)
             held[claim.step_id, claim.attempt] = (journal, Attempt(proof, phase=Phase.RUNNING))
         said = Resume(session=self._session, attempts=[attempt.report() for _, attempt in held.values()])
@@ -251,8 +277,21 @@ class Agent:
                 attempt.abandon()
             else:
                 attempt.obey(order)
+            self._hold(attempt)
             self._work_on(journal, attempt)
         return True
+
+    def _set_aside(self, journal: Journal, error: ValidationError) -> None:
+        """One claim that cannot be understood must not keep the runner from all its other work."""
+        aside = journal.path.with_name(f"{journal.path.name}.unreadable-claim")
+        journal.path.rename(aside)
+        log.error("claim_unreadable", path=str(journal.path), set_aside=str(aside), error=str(error))
+        self._janitor.clean_up_soon()
+
+    def _not_to_be_touched(self) -> Set[tuple[str, int]]:
+        """The attempts in hand, and those which a shutdown left for the next process."""
+        with self._lock:
+            return self._attempts.keys() | self._left_for_later
 
     def _held(self) -> list[Attempt]:
         with self._lock:
@@ -263,3 +302,7 @@ class Agent:
             self._means.client.bye()
         except (Unreachable, Refused, LeaseLost) as error:
             log.info("bye_unanswered", cause=str(error))
+
+
+def _key(attempt: Attempt) -> tuple[str, int]:
+    return attempt.proof.step_id, attempt.proof.attempt

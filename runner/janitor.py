@@ -1,18 +1,25 @@
-"""Keeps the machine clean: leftovers of a former life at the start, old layers and caches when idle."""
+"""Keeps the machine clean: what attempts left behind, at the start and later; old layers, caches, blobs."""
 
 import threading
 import time
+from collections.abc import Callable, Set
+from functools import partial
 from pathlib import Path
 
 import structlog
 
 from runner.errors import RunnerError
-from runner.journal import open_journals
+from runner.executor.base import Leftover
+from runner.journal import Journal, JournalPhase, open_journals
 from runner.means import Means
 
 log = structlog.get_logger()
 
 EVERY_S = 300.0
+SOON_S = 5.0
+GATHERING = (JournalPhase.COLLECTING, JournalPhase.UPLOADING)
+
+Key = tuple[str, int]  # a step and the number of an attempt
 
 
 class Janitor:
@@ -22,14 +29,24 @@ class Janitor:
         self._means = means
         self._state = state
         self._source_bytes = source_bytes
+        self._held: Callable[[], Set[Key]] = frozenset
+        self._stuck: set[Key] = set()
+        self._soon = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="janitor", daemon=True)
 
-    def start(self) -> None:
+    def start(self, held: Callable[[], Set[Key]]) -> None:
+        """`held` names the attempts not to be touched; each is in it before its folder is made."""
+        self._held = held
         self._thread.start()
+
+    def clean_up_soon(self) -> None:
+        """Do not wait for the next round: something was left behind."""
+        self._soon.set()
 
     def stop(self) -> None:
         self._stopping.set()
+        self._soon.set()
         self._thread.join(10)
 
     def sweep_leftovers(self) -> None:
@@ -37,11 +54,17 @@ class Janitor:
         known = {(journal.step_id, journal.attempt) for journal in open_journals(self._state)}
         for leftover in self._means.executor.leftovers():
             if (leftover.step_id, leftover.attempt) not in known:
-                log.info("leftover_removed", name=leftover.name, was_running=leftover.is_running)
-                self._means.executor.remove_leftover(leftover)
-        for folder in (self._state / "a").glob("*/*"):
-            if folder.name.isdecimal() and (folder.parent.name, int(folder.name)) not in known:
+                self._remove(leftover)
+        for folder in self._attempt_folders():
+            if _key_of(folder) not in known:
                 self._close(folder)
+
+    def _remove(self, leftover: Leftover) -> None:
+        log.info("leftover_removed", name=leftover.name, was_running=leftover.is_running)
+        self._means.executor.remove_leftover(leftover)
+
+    def _attempt_folders(self) -> list[Path]:
+        return [folder for folder in (self._state / "a").glob("*/*") if folder.name.isdecimal()]
 
     def _close(self, folder: Path) -> None:
         workspace = self._means.workspaces.find(folder)
@@ -54,16 +77,84 @@ class Janitor:
         self._means.trash.throw(folder)
 
     def _run(self) -> None:
-        while not self._stopping.wait(EVERY_S):
-            try:
-                self._prune()
-            except (RunnerError, OSError) as error:
-                log.warning("pruning_failed", cause=str(error))
+        """After a call, and as long as something withstands, the rounds come quicker."""
+        pause = EVERY_S
+        while True:
+            if self._soon.wait(pause):
+                self._soon.clear()
+                pause = SOON_S / 2
+            if self._stopping.is_set():
+                return
+            is_clean = self._go_round()
+            pause = EVERY_S if is_clean else min(EVERY_S, pause * 2)
+
+    def _go_round(self) -> bool:
+        """True when nothing is left that should have gone."""
+        try:
+            is_clean = _try(self._remove_what_nobody_holds) and not self._stuck
+            return _try(self._prune) and is_clean
+        except Exception:  # without this thread nothing here would ever be removed again
+            log.exception("round_failed")
+            return False
+
+    def _remove_what_nobody_holds(self) -> None:
+        """What attempts left whose own cleaning up has failed: the container first, then the folder."""
+        folders = self._attempt_folders()
+        leftovers = self._means.executor.leftovers()
+        held = self._held()  # asked last: whatever was found before and is needed is in it
+        self._stuck = set()
+        for leftover in leftovers:
+            key = (leftover.step_id, leftover.attempt)
+            if key not in held and not _try(partial(self._remove, leftover)):
+                self._stuck.add(key)
+        for folder in folders:
+            key = _key_of(folder)
+            if key in held or key in self._stuck:
+                continue
+            log.info("attempt_removed", step=key[0], attempt=key[1])
+            if not _try(partial(self._close, folder)):
+                self._stuck.add(key)
 
     def _prune(self) -> None:
-        folders = [journal.folder for journal in open_journals(self._state)]
-        pinned = self._means.workspaces.pinned(folders)
+        pinned = self._means.workspaces.pinned(self._attempt_folders())
         self._means.caches.evict()
         self._means.sources.prune(pinned, self._source_bytes)
         self._means.workspaces.prune(pinned)
-        self._means.blobs.evict(now=time.time())
+        self._evict_blobs()
+
+    def _evict_blobs(self) -> None:
+        """Outputs stay until they are uploaded, however long that takes."""
+        now = time.time()
+        keep: set[str] = set()
+        for journal in open_journals(self._state):
+            keep |= _outputs_of(journal)
+            if journal.phase in GATHERING and "collected" not in journal.data:
+                now = min(now, _written_at(journal, now))  # no list yet: all that came since then stays
+        self._means.blobs.evict(keep, now=now)
+
+
+def _try(act: Callable[[], None]) -> bool:
+    try:
+        act()
+    except (RunnerError, OSError) as error:
+        log.warning("cleaning_up_failed", cause=str(error))
+        return False
+    return True
+
+
+def _key_of(folder: Path) -> Key:
+    return folder.parent.name, int(folder.name)
+
+
+def _outputs_of(journal: Journal) -> set[str]:
+    """The digests of all files that this attempt delivers, as far as it knows them."""
+    completion = journal.data.get("completion") or {}
+    named = [entry.get("sha256") for entry in completion.get("artifacts") or ()]
+    return {sha256 for sha256 in [*named, *(journal.data.get("collected") or ())] if sha256}
+
+
+def _written_at(journal: Journal, now: float) -> float:
+    try:
+        return journal.path.stat().st_mtime
+    except FileNotFoundError:
+        return now  # its attempt has ended meanwhile

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from functools import partial
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 
 from runner.cli import make_agent
 from runner.client import Client
+from runner.errors import EngineUnavailable
 from runner.journal import Journal, attempt_dir
 from runner.settings import Settings
 from runner.state_dir import Identity, PendingRequest, save_identity
@@ -157,3 +159,47 @@ def test_one_that_is_told_to_stop_before_it_is_heard_ends_all_the_same(new_agent
     live(agent)
 
     assert "acquire" not in coordinator.asked
+
+
+def test_a_journal_whose_claim_is_not_understood_stops_nothing_else(new_agent, coordinator, state):
+    known = a_claim(f"echo goes-on >> {state}/ran", step_id="goes-on").model_dump(mode="json")
+    Journal.create(attempt_dir(state, "goes-on", 1), known)
+    Journal.create(attempt_dir(state, "of-another-age", 1), {**known, "attempt": "the first"})
+
+    live(new_agent())
+
+    assert coordinator.resumed == ["goes-on"]
+    assert (state / "ran").read_text() == "goes-on\n"
+    assert not (attempt_dir(state, "of-another-age", 1) / "journal.json").exists()
+
+
+def test_what_an_attempt_could_not_clean_up_is_cleaned_up_while_the_runner_lives(
+    new_agent, coordinator, state, monkeypatch
+):
+    agent = new_agent()
+    folder = attempt_dir(state, "step-1", 1)
+    destroy = agent._means.executor.destroy
+    failed = threading.Event()
+
+    def fail_once(job):
+        if not failed.is_set():
+            failed.set()
+            raise EngineUnavailable("the engine is away")
+        destroy(job)
+
+    monkeypatch.setattr(agent._means.executor, "destroy", fail_once)
+    given = httpx.Response(200, json={"claims": [a_claim().model_dump(mode="json", by_alias=True)]})
+    coordinator.answers["acquire"] = [given, lambda: wait_until_gone(folder)]
+
+    live(agent)
+
+    assert failed.is_set()
+    assert not folder.exists()
+
+
+def wait_until_gone(folder):
+    """A poll during which the runner has time to clean up."""
+    until = time.monotonic() + 10
+    while folder.exists() and time.monotonic() < until:
+        time.sleep(0.02)
+    return httpx.Response(204)

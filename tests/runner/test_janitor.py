@@ -1,0 +1,207 @@
+"""What no attempt holds is removed while the runner lives, and what an attempt needs stays."""
+
+import os
+import threading
+import time
+from functools import partial
+
+import httpx
+import pytest
+
+from runner.cli import make_agent
+from runner.client import Client
+from runner.errors import EngineUnavailable
+from runner.executor.base import Leftover
+from runner.janitor import Janitor
+from runner.journal import Journal, JournalPhase, attempt_dir
+from runner.settings import Settings
+from runner.state_dir import Identity, save_identity
+from tests.runner.claims import a_claim
+from tests.runner.state_folder import a_state_folder
+
+ADDRESS = "http://coordinator.test"
+LONG_AGO_S = 10_000
+
+
+class Engine:
+    """An executor of which only what is left standing matters; it may be away for a while."""
+
+    def __init__(self):
+        self.standing = []
+        self.failures = 0
+        self.asked = threading.Event()
+
+    def leftovers(self):
+        self.asked.set()
+        return list(self.standing)
+
+    def remove_leftover(self, leftover):
+        if self.failures:
+            self.failures -= 1
+            raise EngineUnavailable("the engine is away")
+        self.standing.remove(leftover)
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def state():
+    with a_state_folder() as folder:
+        save_identity(folder, Identity("runner-1", "the-secret", ADDRESS))
+        yield folder
+
+
+@pytest.fixture
+def engine():
+    return Engine()
+
+
+@pytest.fixture
+def means(state, engine):
+    connect = partial(Client, transport=httpx.MockTransport(lambda request: httpx.Response(204)))
+    made = make_agent(Settings(coordinator=ADDRESS, state=state, executor="process"), connect=connect)._means
+    object.__setattr__(made, "executor", engine)
+    yield made
+    made.caches.close()
+    made.trash.close()
+    made.client.close()
+
+
+@pytest.fixture
+def janitor(means, state):
+    return Janitor(means, state, source_bytes=2**40)
+
+
+@pytest.fixture
+def at_work(janitor):
+    """Starts it with the attempts that are held."""
+
+    def start(*held):
+        janitor.start(lambda: set(held))
+        return janitor
+
+    yield start
+    janitor.stop()
+
+
+def left_behind(state, engine, step_id, phase=JournalPhase.DONE, **data):
+    """An attempt whose container still stands."""
+    folder = attempt_dir(state, step_id, 1)
+    journal = Journal.create(folder, a_claim(step_id=step_id).model_dump(mode="json"))
+    journal.advance(phase, **data)
+    engine.standing.append(Leftover(f"container-{step_id}", step_id, 1, True))
+    return folder
+
+
+def eventually(holds, timeout_s=10):
+    until = time.monotonic() + timeout_s
+    while not holds() and time.monotonic() < until:
+        time.sleep(0.02)
+    return holds()
+
+
+def standing(engine):
+    return [leftover.step_id for leftover in engine.standing]
+
+
+@pytest.mark.parametrize("phase", [JournalPhase.DONE, JournalPhase.RUNNING])
+def test_what_no_attempt_holds_is_removed_while_the_runner_lives(at_work, state, engine, phase):
+    gone = left_behind(state, engine, "over", phase)
+    stays = left_behind(state, engine, "goes-on", JournalPhase.RUNNING)
+
+    at_work(("goes-on", 1)).clean_up_soon()
+
+    assert eventually(lambda: not gone.exists())
+    assert standing(engine) == ["goes-on"]
+    assert stays.exists()
+
+
+def test_a_folder_whose_journal_cannot_be_read_goes_with_its_container(at_work, state, engine):
+    gone = left_behind(state, engine, "over")
+    (gone / "journal.json").write_text("{")
+
+    at_work().clean_up_soon()
+
+    assert eventually(lambda: not gone.exists())
+    assert standing(engine) == []
+
+
+def test_a_held_attempt_keeps_its_folder_even_when_it_is_done(at_work, state, engine):
+    stays = left_behind(state, engine, "cleaning-up", JournalPhase.DONE)
+    gone = left_behind(state, engine, "over")
+
+    at_work(("cleaning-up", 1)).clean_up_soon()
+
+    assert eventually(lambda: not gone.exists())
+    assert stays.exists()
+
+
+def test_cleaning_up_is_tried_again_while_the_engine_is_away(at_work, state, engine, monkeypatch):
+    monkeypatch.setattr("runner.janitor.SOON_S", 0.05)
+    engine.failures = 3
+    gone = left_behind(state, engine, "over")
+
+    at_work().clean_up_soon()
+
+    assert eventually(lambda: not gone.exists())
+    assert standing(engine) == []
+
+
+def test_a_folder_stays_as_long_as_its_container_stands(at_work, state, engine):
+    engine.failures = 1000
+    kept = left_behind(state, engine, "over")
+    bare = attempt_dir(state, "bare", 1)
+    bare.mkdir(parents=True)
+
+    at_work().clean_up_soon()
+
+    assert eventually(lambda: not bare.exists())
+    assert kept.exists()
+
+
+def a_blob(means, content, *, used_ago_s=LONG_AGO_S):
+    part = means.blobs.root.parent / "content"
+    part.write_bytes(content)
+    fd = os.open(part, os.O_RDONLY)
+    try:
+        sha256, _ = means.blobs.put_fd(fd)
+    finally:
+        os.close(fd)
+    path = means.blobs.path(sha256)
+    os.utime(path, (time.time() - used_ago_s, path.stat().st_mtime))
+    return sha256, path
+
+
+def test_outputs_that_a_journal_names_are_not_evicted_before_they_are_uploaded(at_work, means, state, engine):
+    means.blobs.max_bytes = 1
+    completion, in_completion = a_blob(means, b"one")
+    collected, in_collected = a_blob(means, b"two")
+    _, unnamed = a_blob(means, b"nobody's")
+    entry = {"path": "out", "type": "file", "size": 3, "sha256": completion}
+    left_behind(
+        state, engine, "telling", JournalPhase.COMPLETING, completion={"artifacts": [entry, {"type": "link"}]}
+    )
+    left_behind(state, engine, "uploading", JournalPhase.UPLOADING, collected=[collected])
+
+    at_work(("telling", 1), ("uploading", 1)).clean_up_soon()
+
+    assert eventually(lambda: not unnamed.exists())
+    assert in_completion.exists()
+    assert in_collected.exists()
+
+
+def test_outputs_of_a_long_collection_are_not_evicted_before_anything_names_them(
+    at_work, means, state, engine
+):
+    means.blobs.max_bytes = 1
+    _, output = a_blob(means, b"early", used_ago_s=3000)
+    _, old = a_blob(means, b"old", used_ago_s=LONG_AGO_S)
+    folder = left_behind(state, engine, "collecting", JournalPhase.COLLECTING)
+    began = time.time() - 3100
+    os.utime(folder / "journal.json", (began, began))
+
+    at_work(("collecting", 1)).clean_up_soon()
+
+    assert eventually(lambda: not old.exists())
+    assert output.exists()
