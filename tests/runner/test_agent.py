@@ -197,6 +197,23 @@ def test_what_an_attempt_could_not_clean_up_is_cleaned_up_while_the_runner_lives
     assert not folder.exists()
 
 
+def test_what_a_shutdown_leaves_for_the_next_process_is_not_cleaned_up(new_agent, coordinator, state):
+    agent = new_agent()
+    folder = attempt_dir(state, "step-1", 1)
+
+    def stop_while_the_coordinator_is_away():
+        agent.shut_down()
+        return httpx.Response(503)
+
+    coordinator.claims = [[a_claim()]]
+    coordinator.answers["complete"] = [stop_while_the_coordinator_is_away] * 1000
+
+    live(agent)
+    agent._janitor._remove_what_nobody_holds()
+
+    assert folder.exists()
+
+
 def wait_until_gone(folder):
     """A poll during which the runner has time to clean up."""
     until = time.monotonic() + 10

@@ -160,6 +160,20 @@ def test_a_folder_stays_as_long_as_its_container_stands(at_work, state, engine):
     assert kept.exists()
 
 
+def test_the_layers_of_an_attempt_that_is_done_stay_as_long_as_its_folder(at_work, means, state, engine):
+    needed, unneeded = (state / "inputs" / name for name in ("needed", "unneeded"))
+    for layer in (needed, unneeded):
+        layer.mkdir()
+        os.utime(layer, (0, 0))
+    folder = left_behind(state, engine, "cleaning-up", JournalPhase.DONE)
+    (folder / "workspace.json").write_text('{"pins": ["needed"]}')
+
+    at_work(("cleaning-up", 1)).clean_up_soon()
+
+    assert eventually(lambda: not unneeded.exists())
+    assert needed.exists()
+
+
 def a_blob(means, content, *, used_ago_s=LONG_AGO_S):
     part = means.blobs.root.parent / "content"
     part.write_bytes(content)
