@@ -29,11 +29,12 @@ from shared.faults import Fault
 from shared.ids import new_id
 from shared.protocol import Action, ArtifactEntry, Completion
 from shared.reasons import Reason
-from shared.references import InvalidReference
+from shared.references import InvalidReference, refuse_unshowable
 from shared.states import StepState
 from shared.step_paths import is_pattern, output_pattern
 
 MAX_BARE_PATHS = 1000
+MAX_NAME_BYTES = 255
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,14 @@ def _require_sane(said: Completion) -> None:
         faults.append(Fault("exitCode", "must be 0 when status is success"))
     if said.status == "success" and said.reason is not None:
         faults.append(Fault("reason", "must be absent when status is success"))
+    below = _below_no_directory(said.artifacts)
     seen: set[str] = set()
     for index, entry in enumerate(said.artifacts):
-        reason = _entry_fault(entry) or ("names a path twice" if entry.path in seen else None)
+        reason = (
+            _entry_fault(entry)
+            or ("names a path twice" if entry.path in seen else None)
+            or (f"lies below {below[entry.path]!r}, no directory" if entry.path in below else None)
+        )
         seen.add(entry.path)
         if reason:
             faults.append(Fault(f"artifacts[{index}].path", reason))
@@ -150,10 +156,29 @@ def _require_sane(said: Completion) -> None:
         raise Invalid("the completion is not valid", details=tuple(faults[:100]))
 
 
+def _below_no_directory(entries: list[ArtifactEntry]) -> dict[str, str]:
+    """The paths that no workspace can hold, each with the file or link that it would lie below."""
+    below: dict[str, str] = {}
+    above: str | None = None
+    # in this order all that lies below a path comes right behind it
+    for entry in sorted(entries, key=lambda entry: entry.path.replace("/", "\0")):
+        if above is not None and entry.path.startswith(f"{above}/"):
+            below[entry.path] = above
+        elif entry.type != "directory":
+            above = entry.path
+    return below
+
+
 def _entry_fault(entry: ArtifactEntry) -> str | None:
     parts = entry.path.split("/")
     if "" in parts or "." in parts or ".." in parts or any(ord(letter) < 32 for letter in entry.path):
         return "must be a relative, normalised path"
+    try:
+        refuse_unshowable("the path", entry.path)
+    except InvalidReference as error:
+        return str(error).removeprefix("the path ")
+    if any(len(part.encode()) > MAX_NAME_BYTES for part in parts):
+        return f"must not hold a name of more than {MAX_NAME_BYTES} bytes"
     if entry.type == "file" and len(entry.sha256) != 64:
         return "needs the digest of its bytes"
     if entry.type == "link" and not _stays_inside(entry):

@@ -291,6 +291,45 @@ def test_an_output_that_points_out_of_the_workspace_is_refused(api: Api, entry: 
     assert state_of(held)["status"] == "RUNNING"
 
 
+@ON_SQLITE
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("a\x7fb", "must not hold the character U+007F"),
+        ("a\u202eb", "must not hold the character U+202E"),
+        ("a\u2028b", "must not hold the character U+2028"),
+        ("x/" + "a" * 256, "must not hold a name of more than 255 bytes"),
+        ("x/" + "ä" * 128, "must not hold a name of more than 255 bytes"),
+    ],
+)
+def test_an_output_has_a_name_that_can_be_shown_and_kept(api: Api, path: str, reason: str) -> None:
+    held = api.a_running_step()
+
+    answer = held.complete(artifacts=[{"path": path, "type": "directory"}])
+
+    assert answer.status_code == 400
+    assert answer.json()["details"] == [{"path": "artifacts[0].path", "reason": reason}]
+    assert held.complete(artifacts=[{"path": "ä" * 127, "type": "directory"}]).status_code == 200
+
+
+@ON_SQLITE
+def test_nothing_lies_below_an_output_that_is_no_directory(api: Api) -> None:
+    held = api.a_running_step()
+    held.put_blob(hashlib.sha256(b"data").hexdigest(), b"data")
+    below = an_output("o/x/y", b"data")
+
+    for above in (an_output("o", b"data"), {"path": "o/x", "type": "link", "target": "y"}):
+        for entries, index in (([above, below], 1), ([below, above], 0)):
+            answer = held.complete(artifacts=entries)
+            assert answer.status_code == 400
+            assert answer.json()["details"] == [
+                {"path": f"artifacts[{index}].path", "reason": f"lies below {above['path']!r}, no directory"}
+            ]
+
+    beside = [an_output("o.x", b"data"), {"path": "o", "type": "directory"}, below]
+    assert held.complete(artifacts=beside).status_code == 200
+
+
 def test_an_output_is_named_once(api: Api) -> None:
     held = api.a_running_step()
     entry = {"path": "a", "type": "directory"}
