@@ -7,9 +7,10 @@ was killed anywhere starts the recipe again and goes on where it was.
 import contextlib
 import os
 import secrets
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +42,7 @@ log = structlog.get_logger()
 
 UPLOADS_AT_ONCE = 4
 LOOK_S = 0.5
+HEAR_S = 0.2
 ENGINE_PATIENCE_S = 600.0
 ENGINE_PAUSE_S = 1.0
 MOST_REPAIRS = 20
@@ -160,10 +162,10 @@ class StepRun:
         digest = str(self._journal.data.get("image_digest", ""))
         if is_fresh:
             self._set_phase(Phase.PULLING)
-            digest = self._means.executor.pull(
-                claim.image,
-                deadline_s=float(claim.limits.pull_timeout_s),
-                progress=self._note,
+            digest = self._hearing(
+                lambda progress: self._means.executor.pull(
+                    claim.image, deadline_s=float(claim.limits.pull_timeout_s), progress=progress
+                )
             )
             self._stop_if_told()
         checkout = self._check_out(claim.source) if claim.source else None
@@ -217,23 +219,23 @@ class StepRun:
         self._set_phase(Phase.CHECKOUT)
         sources = self._means.sources
         if not self._commit:
-            found = sources.resolve(source, self._note)
+            found = self._hearing(lambda progress: sources.resolve(source, progress))
             self._commit = insist(
-                lambda: self._means.client.bind_source(self._attempt.proof, found),
+                partial(
+                    self._unless_told, lambda: self._means.client.bind_source(self._attempt.proof, found)
+                ),
                 given_up=self._attempt.abandoned,
                 stopping=self._attempt.shutdown,
             )
             self._note(f"checking out {self._commit}")
         self._stop_if_told()
         self._journal.record(commit=self._commit)
-        return sources.checkout(source, self._commit, self._note).path
+        return self._hearing(lambda progress: sources.checkout(source, self._commit, progress)).path
 
     def _open_caches(self) -> None:
         source, trust = self._claim.source, "other"
         if self._claim.mounts and source and self._commit:
-            trust = self._journal.data.get("trust") or (
-                "default" if self._means.sources.is_trusted(source, self._commit) else "other"
-            )
+            trust = self._journal.data.get("trust") or ("default" if self._is_trusted(source) else "other")
             self._journal.record(trust=trust)
         mounts = [mount.model_copy(update={"trust": trust}) for mount in self._claim.mounts]
         self._caches = [
@@ -243,6 +245,9 @@ class StepRun:
             for cache, mount in zip(self._caches, mounts, strict=True):
                 state = "restored" if cache.is_warm else "empty"
                 self._note(f"cache {mount.path}: {state} ({mount.trust} branch)")
+
+    def _is_trusted(self, source: Source) -> bool:
+        return self._hearing(lambda _: self._means.sources.is_trusted(source, self._commit))
 
     def _write_script(self) -> None:
         path = self._folder / "script.sh"
@@ -265,10 +270,19 @@ class StepRun:
 
             def download() -> None:
                 with blobs.writer(sha256, size) as writer:
-                    self._means.client.get_blob(self._attempt.proof, sha256, writer.write)
+
+                    def take(piece: bytes) -> None:
+                        self._stop_if_told()
+                        writer.write(piece)
+
+                    self._means.client.get_blob(self._attempt.proof, sha256, take)
 
             try:
-                insist(download, given_up=self._attempt.abandoned, stopping=self._attempt.shutdown)
+                insist(
+                    partial(self._unless_told, download),
+                    given_up=self._attempt.abandoned,
+                    stopping=self._attempt.shutdown,
+                )
             except Refused as error:
                 if error.code != "blob_gone":
                     raise
@@ -436,6 +450,7 @@ class StepRun:
         client, proof = self._means.client, self._attempt.proof
 
         def send() -> None:
+            self._stop_if_cancelled()
             if not client.has_blob(proof, sha256):
                 client.put_blob(proof, sha256, path, size)
 
@@ -494,7 +509,7 @@ class StepRun:
         except (LeaseLost, GaveUp):
             raise
         except Exception as error:
-            log.error("log_not_delivered", step=self._claim.step_id, cause=repr(error)[:500])
+            log.exception("log_not_delivered", step=self._claim.step_id, cause=str(error))
             self._log_is_whole = False
 
     def _fail_without_log(self, error: OSError | StepError) -> None:
@@ -619,6 +634,43 @@ class StepRun:
 
     def _set_phase(self, phase: Phase) -> None:
         self._attempt.phase = phase
+
+    def _hearing(self, work: Callable[[Callable[[str], None]], T]) -> T:
+        """Do what may take minutes, and hear meanwhile what we are told.
+
+        Who is told to stop does not wait: the work ends by its own limits, and nobody hears of it.
+        """
+        done: Future[T] = Future()
+        ears = threading.Lock()
+        listening = True
+
+        def progress(line: str) -> None:
+            with ears:
+                if listening:
+                    self._note(line)
+
+        def run() -> None:
+            try:
+                done.set_result(work(progress))
+            except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+                done.set_exception(error)
+
+        threading.Thread(target=run, name=f"work-{self._claim.step_id[-8:]}", daemon=True).start()
+        try:
+            while not wait([done], timeout=HEAR_S).done:
+                self._stop_if_told()
+            return done.result()
+        finally:
+            with ears:
+                listening = False
+
+    def _unless_told(self, send: Callable[[], T]) -> T:
+        self._stop_if_told()
+        return send()
+
+    def _stop_if_cancelled(self) -> None:
+        if self._attempt.cancelled.is_set():
+            raise StepError(Reason.CANCELLED, "the build was cancelled before the outputs were uploaded")
 
     def _stop_if_told(self) -> None:
         """Between the phases before the script: hear what the coordinator and the operator say."""

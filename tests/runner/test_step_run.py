@@ -1,8 +1,12 @@
 """The recipe of one step against a coordinator that answers as it is told; the script is a real process."""
 
+import contextlib
 import hashlib
 import json
 import os
+import socket
+import threading
+import time
 from functools import partial
 
 import httpx
@@ -326,3 +330,63 @@ def test_an_input_that_the_coordinator_no_longer_has_is_said_in_those_words(run,
     assert (said["reason"], said["infra"]) == ("internal", True)
     assert said["detail"].startswith("an input is gone from the coordinator")
     assert not (state / "ran").exists()
+
+
+@pytest.fixture
+def silent_server():
+    """A server that takes a connection and never says a word; `met` is set when somebody has come."""
+    met, lines = threading.Event(), []
+
+    def listen():
+        with contextlib.suppress(OSError):
+            while True:
+                lines.append(door.accept()[0])
+                met.set()
+
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        threading.Thread(target=listen, daemon=True).start()
+        yield f"http://127.0.0.1:{door.getsockname()[1]}/x.git", met
+        door.shutdown(socket.SHUT_RDWR)
+    for line in lines:
+        line.close()
+
+
+@pytest.mark.parametrize("wishes", [{"git_protocols": "http", "disk_reserve_mb": 0}])
+@pytest.mark.parametrize(
+    ("order", "reasons"),
+    [
+        (lambda attempt: attempt.cancel("cancelled"), ["cancelled"]),
+        (lambda attempt: attempt.shut_down(), ["runner_shutdown"]),
+        (lambda attempt: attempt.abandon(), []),
+    ],
+    ids=["cancel", "shutdown", "abandon"],
+)
+def test_orders_are_heard_while_a_repository_is_fetched(
+    run, coordinator, attempt, silent_server, order, reasons
+):
+    address, met = silent_server
+    told = []
+
+    def tell():
+        assert met.wait(20)
+        told.append(time.monotonic())
+        order(attempt)
+
+    threading.Thread(target=tell, daemon=True).start()
+    run(source={"repo_url": address})
+
+    assert time.monotonic() - told[0] < 5
+    assert [said["reason"] for said in coordinator.completions] == reasons
+
+
+def test_a_cancellation_is_heard_while_outputs_are_uploaded(run, coordinator, attempt):
+    def cancel():
+        attempt.cancel("cancelled")
+        return httpx.Response(503)
+
+    coordinator.answers["put_blob"] = [cancel]
+
+    run("printf x > out", output_paths=["out"])
+
+    assert coordinator.asked.count("put_blob") == 1
+    assert [said["reason"] for said in coordinator.completions] == ["cancelled"]
