@@ -18,10 +18,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from coordinator.actions.leased_step import LeaseProof
 from coordinator.api import guards, strict_json
 from coordinator.api.auth import Doorkeeper
-from coordinator.api.problems import problem, refusal, unreadable
+from coordinator.api.denials import Denials
+from coordinator.api.problems import problem, refusal, status_of, unreadable
 from coordinator.api.state import AppState
 from coordinator.errors import CoordinatorError, Invalid
-from coordinator.rules.access import Caller, Policy
+from coordinator.rules.access import Audience, Caller, Policy
 from shared.faults import Fault
 from shared.paths import ATTEMPT_HEADER, LEASE_HEADER
 from shared.plan import shape_faults
@@ -147,11 +148,12 @@ def json_answer(model: BaseModel | Sequence[BaseModel], status: int = 200) -> Re
 
 def routes_of(endpoints: Sequence[Endpoint], state: AppState, doorkeeper: Doorkeeper) -> list[Route]:
     """One route per path, in the order of the list; a method that is not there is 405."""
+    denials = Denials(state)
     by_path: dict[str, dict[str, Endpoint]] = {}
     for endpoint in endpoints:
         by_path.setdefault(endpoint.path, {})[endpoint.method] = endpoint
     return [
-        Route(path, _PathApp(methods, state, doorkeeper), include_in_schema=False)
+        Route(path, _PathApp(methods, state, doorkeeper, denials), include_in_schema=False)
         for path, methods in by_path.items()
     ]
 
@@ -159,10 +161,13 @@ def routes_of(endpoints: Sequence[Endpoint], state: AppState, doorkeeper: Doorke
 class _PathApp:
     """Everything that can be done with one path."""
 
-    def __init__(self, methods: dict[str, Endpoint], state: AppState, doorkeeper: Doorkeeper) -> None:
+    def __init__(
+        self, methods: dict[str, Endpoint], state: AppState, doorkeeper: Doorkeeper, denials: Denials
+    ) -> None:
         self._methods = methods
         self._state = state
         self._doorkeeper = doorkeeper
+        self._denials = denials
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self._methods.get(scope["method"])
@@ -176,9 +181,15 @@ class _PathApp:
         await answer(scope, receive, send)
 
     async def _answer(self, endpoint: Endpoint, request: Request) -> Response:
+        address = request.scope["client"][0] if request.scope.get("client") else ""
+        caller = Caller(actor="unknown", audience=Audience.ANYONE, address=address)
         try:
-            return await endpoint.handler(await self._call(endpoint, request))
+            caller = await self._doorkeeper.admit(endpoint.policy.audience, request.scope["headers"], address)
+            return await endpoint.handler(await self._call(endpoint, request, caller))
         except CoordinatorError as error:
+            status = status_of(error)
+            if status in (401, 403):
+                await self._denials.write_down(caller, endpoint.method, endpoint.path, status)
             return problem(error)
         except guards.UnreadableBody as error:
             return unreadable(error)
@@ -187,11 +198,8 @@ class _PathApp:
             log.exception("unexpected", method=endpoint.method, path=endpoint.path)
             return refusal(500, "internal", "something went wrong here; the coordinator's log has the cause")
 
-    async def _call(self, endpoint: Endpoint, request: Request) -> Call:
-        scope = request.scope
-        address = scope["client"][0] if scope.get("client") else ""
-        caller = await self._doorkeeper.admit(endpoint.policy.audience, scope["headers"], address)
-        query = _read_query(endpoint, scope)
+    async def _call(self, endpoint: Endpoint, request: Request, caller: Caller) -> Call:
+        query = _read_query(endpoint, request.scope)
         path = {name: str(value) for name, value in request.path_params.items()}
         call = Call(self._state, endpoint, request, caller, path, query=query)
         if endpoint.before_body is not None:

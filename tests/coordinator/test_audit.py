@@ -5,6 +5,8 @@ import pytest
 from coordinator.actions.cancel_build import cancel_build
 from coordinator.actions.release_step import release_step
 from coordinator.actions.say_bye import say_bye
+from coordinator.api.denials import MAX_ADDRESSES, Denials
+from coordinator.rules.access import Audience, Caller
 from tests.factories import LOCAL, ON_SQLITE, Api, HeldOverHttp, Mill, a_spec
 
 
@@ -205,3 +207,41 @@ def test_the_trail_can_be_read_in_pages_and_by_what_was_done(api: Api) -> None:
 def test_a_page_of_the_trail_that_makes_no_sense_is_refused(api: Api, query: str) -> None:
     assert api.client.get(f"/api/audit-logs?{query}").status_code == 400
     assert api.client.get("/api/audit-logs?limit=1000").status_code == 200
+
+
+# Refused callers
+
+
+def ask_as_nobody(api: Api) -> None:
+    answer = api.client.post(
+        "/api/runner/heartbeat", json={}, headers={"Authorization": "Bearer secret-word"}
+    )
+    assert answer.status_code == 401
+
+
+def test_a_caller_that_is_not_known_is_written_down_without_its_token(api: Api, mill: Mill) -> None:
+    ask_as_nobody(api)
+
+    (row,) = mill.audited()
+    assert (row.action, row.actor, row.address) == ("access.denied", "unknown", "127.0.0.1")
+    assert row.details == {"method": "POST", "path": "/api/runner/heartbeat", "status": 401}
+
+
+def test_a_flood_of_refused_calls_writes_one_row_a_second(api: Api, mill: Mill) -> None:
+    for _ in range(20):
+        ask_as_nobody(api)
+    assert actions(mill) == ["access.denied"]
+
+    mill.clock.advance(1)
+    ask_as_nobody(api)
+
+    assert actions(mill) == ["access.denied"] * 2
+
+
+async def test_a_flood_from_many_addresses_is_bounded_too(mill: Mill) -> None:
+    denials = Denials(mill.state)
+    for number in range(MAX_ADDRESSES + 50):
+        caller = Caller(actor="unknown", audience=Audience.ANYONE, address=f"192.0.2.{number}")
+        await denials.write_down(caller, "GET", "/api/runners", 401)
+
+    assert len(mill.audited()) == MAX_ADDRESSES
