@@ -57,6 +57,7 @@ class Agent:
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._left_for_later: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
+        self._room_is_short = False
         self._draining = threading.Event()
         self._shutdown = threading.Event()
         self._superseded = threading.Event()
@@ -137,6 +138,11 @@ class Agent:
         while not self._draining.is_set():
             if not self._slots.wait_until_free(IDLE_PAUSE_S):
                 continue
+            if self._lacks_room():
+                if self._once and self._slots.busy == 0:
+                    return
+                self._draining.wait(NO_ROOM_PAUSE_S)
+                continue
             try:
                 claims = self._acquire(self._slots.free)
             except OSError as error:
@@ -153,6 +159,13 @@ class Agent:
                 self._pulse.beat_soon()
             elif self._once and self._slots.busy == 0:
                 return
+
+    def _lacks_room(self) -> bool:
+        """True while too little of the disk is free to take a step; said once when it begins."""
+        lacked, self._room_is_short = self._room_is_short, self._means.disk.is_short
+        if self._room_is_short and not lacked:
+            log.warning("no_steps_taken: less is free on the disk than BUILDMILL_DISK_RESERVE_MB asks for")
+        return self._room_is_short
 
     def _acquire(self, slots: int) -> list[Claim]:
         request_id = self._pending.current(secrets.token_hex(12))

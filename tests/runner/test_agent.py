@@ -220,3 +220,13 @@ def wait_until_gone(folder):
     while folder.exists() and time.monotonic() < until:
         time.sleep(0.02)
     return httpx.Response(204)
+
+
+@pytest.mark.threat("F03")
+def test_no_step_is_taken_while_the_disk_runs_short(new_agent, coordinator):
+    coordinator.claims = [[a_claim()]]
+
+    live(new_agent(disk_reserve_mb=2**40))
+
+    assert "acquire" not in coordinator.asked
+    assert coordinator.claims, "the step waits for another runner, or for room"
