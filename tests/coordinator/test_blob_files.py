@@ -50,7 +50,8 @@ def test_who_opened_a_part_before_it_was_stored_gets_a_new_one(
     # given a request that has opened the part and is about to lock it
     first = blobs.part("a-step", 1, SHA)
     first.write(DATA)
-    really_open, opened = os.open, []
+    really_open = os.open
+    opened: list[int] = []
 
     def open_and_lose_the_race(path: Path, *more: int) -> int:
         descriptor = really_open(path, *more)
