@@ -2,7 +2,7 @@
 
 Imports go one way; what stands in one pair of braces does not know each other:
 shared
-> {settings, errors, inotify, mask, mounts, slots, deadline, trash, trees, beneath}
+> {settings, errors, inotify, mask, mounts, slots, deadline, disk, trash, trees, beneath}
 > {durable, credentials, client, executor, insistence, artifacts, layers}
 > {git, journal, blobs, state_dir, cache, workspace, attempt, log_stream}
 > {source, lease, delivery} > means > {janitor, step_run} > agent > cli
