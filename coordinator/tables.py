@@ -298,7 +298,10 @@ class Artifact(Row, table=True):
     """One output of a step, visible once its completion was accepted."""
 
     __tablename__ = "artifacts"
-    __table_args__ = (Index("ix_artifacts_build_step", "build_id", "step_id"),)
+    __table_args__ = (
+        Index("ix_artifacts_build_step", "build_id", "step_id"),
+        Index("ix_artifacts_blob", "build_id", "sha256"),
+    )
     id: str = _id()
     build_id: str = _reference("builds", index=False)
     step_id: str = _reference("steps", index=False)

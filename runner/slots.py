@@ -59,7 +59,7 @@ class Slots:
         try:
             work(release)
         except Exception:
-            log.exception("work_failed", work=name)  # its journal stays; the next start goes on with it
+            log.exception("work_failed", work=name)  # the janitor takes away what it left
         finally:
             release()
             with self._changed:

@@ -250,6 +250,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("artifacts", schema=None) as batch_op:
         batch_op.create_index("ix_artifacts_build_step", ["build_id", "step_id"], unique=False)
+        batch_op.create_index("ix_artifacts_blob", ["build_id", "sha256"], unique=False)
 
     op.create_table(
         "step_attempts",
