@@ -114,7 +114,7 @@ def test_a_name_taken_by_a_stranger_is_not_adopted(executor, engine, job) -> Non
 
 
 def test_another_runner_process_adopts_what_runs(executor, runner, job, tmp_path) -> None:
-    attempt = begin(executor, job("echo on; sleep 1; exit 5"))
+    attempt = begin(executor, job("echo on; until [ -e go ]; do sleep 0.1; done; exit 5"))
     wait_for_log(attempt, "on")
 
     heir = open_docker(runner=runner, state=tmp_path / "state", environ=os.environ, holders_ahead=0)
@@ -122,6 +122,7 @@ def test_another_runner_process_adopts_what_runs(executor, runner, job, tmp_path
         found = [(left.step_id, left.attempt, left.is_running) for left in heir.leftovers()]
         heir.create(attempt)
         heir.start(attempt)
+        (attempt.workspace / "go").touch()
         ended = heir.wait(attempt, timeout_s=30)
     finally:
         heir.close()
