@@ -25,11 +25,8 @@ PAGES = [
     ROOT / "scripts" / "README.md",
     *sorted(DOCS.rglob("*.md")),
 ]
-# What is of one workplace only, and addresses that packages come from.
-FORBIDDEN = re.compile(
-    r"/work/|/tmp/brief|/home/\w|rulings\.md|pypi\.|pythonhosted|npmjs|crates\.io|proxy\.golang|debian\.org",
-    re.IGNORECASE,
-)
+# Somebody's own folders, and addresses that packages come from.
+FORBIDDEN = re.compile(r"/home/\w|/simple/|index-url *=|://[a-z.]*registry\.", re.IGNORECASE)
 
 
 def text_of(page: Path) -> str:
