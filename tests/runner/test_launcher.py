@@ -15,7 +15,11 @@ def launch(folder: Path, script: str, shell: str = "/bin/sh") -> int:
     return subprocess.run([*shell.split(), folder / "launch.sh"], timeout=20, check=False).returncode
 
 
-@pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash", "/usr/bin/busybox sh"])
+# busybox comes with the base images, so a machine that never had an engine lacks it.
+SHELLS = [text for text in ("/bin/sh", "/bin/bash", "/usr/bin/busybox sh") if Path(text.split()[0]).exists()]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
 def test_programs_that_open_stderr_anew_lose_no_line(tmp_path: Path, shell: str) -> None:
     script = "echo first; echo second >/dev/stderr; echo third; echo x | tee /dev/stderr; echo last; exit 7"
 
