@@ -25,8 +25,13 @@ PAGES = [
     ROOT / "scripts" / "README.md",
     *sorted(DOCS.rglob("*.md")),
 ]
-# Somebody's own folders, and addresses that packages come from.
-FORBIDDEN = re.compile(r"/home/\w|/simple/|index-url *=|://[a-z.]*registry\.", re.IGNORECASE)
+# Somebody's own folders and papers, and addresses that packages come from.
+FORBIDDEN = re.compile(
+    r"/(work|home)/|/tmp/b\w+|rulings\.md"
+    r"|pypi\.|pythonhosted|npmjs|crates\.io|proxy\.golang|debian\.org"
+    r"|/simple/|index[-]url *=|://[a-z.]*registry\.",
+    re.IGNORECASE,
+)
 
 
 def text_of(page: Path) -> str:
