@@ -4,7 +4,7 @@ from datetime import datetime
 
 from sqlmodel import Session
 
-from coordinator.actions.plan_workflow import plan_workflow
+from coordinator.actions.plan_workflow import plan_workflow, store_version
 from coordinator.rules.access import Caller
 from coordinator.site import Site
 from coordinator.store import audit, projects, workflows
@@ -29,9 +29,7 @@ def change_workflow(
     workflow.name = str(name)
     workflow.version += 1
     workflow.updated_at = now
-    stored = [step.spec.model_dump(by_alias=True, mode="json") for step in plan.steps]
-    used = {images[slug].id for slug in plan.image_slugs}
-    workflows.insert_version(tx, workflow, stored, used, now=now)
+    store_version(tx, workflow, plan, images, now=now)
     audit.record(
         tx,
         caller,

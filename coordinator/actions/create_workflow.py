@@ -4,10 +4,10 @@ from datetime import datetime
 
 from sqlmodel import Session
 
-from coordinator.actions.plan_workflow import plan_workflow
+from coordinator.actions.plan_workflow import plan_workflow, store_version
 from coordinator.rules.access import Caller
 from coordinator.site import Site
-from coordinator.store import audit, projects, workflows
+from coordinator.store import audit, projects
 from coordinator.tables import Workflow
 from shared.ids import new_id
 
@@ -28,9 +28,7 @@ def create_workflow(
     workflow = Workflow(
         id=new_id(), project_id=project.id, name=str(name), version=1, created_at=now, updated_at=now
     )
-    stored = [step.spec.model_dump(by_alias=True, mode="json") for step in plan.steps]
-    used = {images[slug].id for slug in plan.image_slugs}
-    workflows.insert_version(tx, workflow, stored, used, now=now)
+    store_version(tx, workflow, plan, images, now=now)
     audit.record(
         tx,
         caller,
@@ -39,6 +37,6 @@ def create_workflow(
         project_id=project.id,
         tenant_id=project.tenant_id,
         workflowId=workflow.id,
-        steps=len(stored),
+        steps=len(plan.steps),
     )
     return workflow

@@ -1,13 +1,14 @@
 """Check a workflow's steps against what the project may use."""
 
 from collections.abc import Collection
+from datetime import datetime
 
 from sqlmodel import Session
 
 from coordinator.errors import Invalid
 from coordinator.site import Site
-from coordinator.store import images
-from coordinator.tables import DockerImage, Project
+from coordinator.store import images, workflows
+from coordinator.tables import DockerImage, Project, Workflow
 from shared.faults import Fault
 from shared.plan import InvalidPlan, Plan, plan_steps
 from shared.references import InvalidReference, display_name
@@ -35,6 +36,15 @@ def plan_workflow(
     if faults:
         raise Invalid("the workflow is not valid", details=faults)
     return plan, found
+
+
+def store_version(
+    tx: Session, workflow: Workflow, plan: Plan, found: dict[str, DockerImage], *, now: datetime
+) -> None:
+    """Store the workflow with the planned steps as its current version."""
+    stored = [step.spec.model_dump(by_alias=True, mode="json") for step in plan.steps]
+    used = {found[slug].id for slug in plan.image_slugs}
+    workflows.insert_version(tx, workflow, stored, used, now=now)
 
 
 def _name_faults(name: object) -> tuple[Fault, ...]:
