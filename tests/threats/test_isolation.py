@@ -94,17 +94,18 @@ while time.monotonic() < until:
 import errno, os, select, socket, time
 own = socket.gethostbyname(socket.gethostname()); base = own.rsplit(".", 1)[0]
 print("address", own)
-lines = {}
-for number in range(1, 255):
-    if f"{base}.{number}" == own: continue
-    line = socket.socket(); line.setblocking(False); line.connect_ex((f"{base}.{number}", 8765))
-    lines[line] = number
-until = time.monotonic() + 4
-while time.monotonic() < until:
-    for line in select.select([], list(lines), [], 0.2)[1]:
-        error = line.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if error == 0: print("REACHED", lines[line])
-        del lines[line]
+for _ in range(3):  # the neighbour may begin to listen a moment later
+    lines = {}
+    for number in range(1, 255):
+        if f"{base}.{number}" == own: continue
+        line = socket.socket(); line.setblocking(False); line.connect_ex((f"{base}.{number}", 8765))
+        lines[line] = number
+    until = time.monotonic() + 2.5
+    while time.monotonic() < until:
+        for line in select.select([], list(lines), [], 0.2)[1]:
+            number = lines.pop(line)
+            try: print("REACHED", number, line.getpeername())
+            except OSError as error: assert error.errno == errno.ENOTCONN, error
 try:
     socket.socket(socket.AF_UNIX).connect("\\0buildmill-neighbour"); print("REACHED unix")
 except OSError as error: print("refused", error)
