@@ -181,6 +181,8 @@ class Build(Row, table=True):
     default_branch: str | None = _text()
     cancel_id: str | None = Field(default=None, sa_column=Column(String(36)))
     cancel_requested_at: datetime | None = _moment()
+    timeout_s: int | None = Field(default=None, sa_column=Column(Integer))
+    deadline_at: datetime | None = _moment()
     created_at: datetime = _moment(nullable=False)
     started_at: datetime | None = _moment()
     finished_at: datetime | None = _moment()

@@ -31,10 +31,10 @@ def names_in(database: Database) -> dict[str, Any]:
     inspector = inspect(database.writer)
     return {
         table: {
-            "columns": [
+            "columns": sorted(
                 (column["name"], str(column["type"]), column["nullable"])
                 for column in inspector.get_columns(table)
-            ],
+            ),
             "primary": inspector.get_pk_constraint(table)["constrained_columns"],
             "foreign": sorted(
                 (key["constrained_columns"], key["referred_table"])
