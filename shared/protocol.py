@@ -119,6 +119,7 @@ class Limits(Reply):
 
     timeout_s: int
     grace_s: int = 10
+    no_output_s: int | None = None
     pull_timeout_s: int = 1800
     log_bytes: int = 256 * 1024 * 1024
     artifact_bytes: int = 8 * 1024**3

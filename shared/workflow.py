@@ -12,6 +12,9 @@ MAX_STEPS = 1_000
 MAX_SCRIPT_BYTES = 8 * 1024 * 1024
 MAX_TIMEOUT_S = 7 * 24 * 3600
 DEFAULT_TIMEOUT_S = 3600
+DEFAULT_GRACE_S = 10
+DEFAULT_PULL_TIMEOUT_S = 1800
+DEFAULT_INFRASTRUCTURE_RETRIES = 2
 
 
 class WireModel(BaseModel):
@@ -28,6 +31,19 @@ class Resources(WireModel):
     cpus: Annotated[float | None, Field(gt=0, le=1024, description="CPU cores, fractions allowed")] = None
     memory_mb: Annotated[int | None, Field(ge=6, le=4_194_304, description="memory limit in MiB")] = None
     pids: Annotated[int | None, Field(ge=16, le=1_048_576, description="processes and threads")] = None
+
+
+class Retry(WireModel):
+    """How often a step may run again by itself: `max` after its own failures, `infra` after the machine's."""
+
+    max: Annotated[int, Field(ge=0, le=10, description="Retries after a non-zero exit code")] = 0
+    exit_codes: Annotated[
+        list[Annotated[int, Field(ge=1, le=255)]],
+        Field(max_length=255, description="Exit codes that are retried; empty means all but 0"),
+    ] = []
+    infra: Annotated[int, Field(ge=0, le=2, description="Retries after an infrastructure failure")] = (
+        DEFAULT_INFRASTRUCTURE_RETRIES
+    )
 
 
 class StepSpec(WireModel):
@@ -53,6 +69,19 @@ class StepSpec(WireModel):
     timeout_seconds: Annotated[
         int, Field(ge=1, le=MAX_TIMEOUT_S, description="Run time limit in seconds")
     ] = DEFAULT_TIMEOUT_S
+    grace_seconds: Annotated[
+        int, Field(ge=0, le=300, description="Seconds between TERM and KILL when the step is to stop")
+    ] = DEFAULT_GRACE_S
+    no_output_seconds: Annotated[
+        int | None, Field(ge=1, le=MAX_TIMEOUT_S, description="Seconds without output that end the step")
+    ] = None
+    pull_timeout_seconds: Annotated[
+        int, Field(ge=1, le=MAX_TIMEOUT_S, description="Time limit of pulling the image in seconds")
+    ] = DEFAULT_PULL_TIMEOUT_S
+    queue_timeout_seconds: Annotated[
+        int | None, Field(ge=1, le=MAX_TIMEOUT_S, description="Seconds the step may wait for a runner")
+    ] = None
+    retry: Retry = Retry()
     resources: Resources = Resources()
     network: Annotated[Literal["bridge", "none"], Field(description="Network of the step's container")] = (
         "bridge"

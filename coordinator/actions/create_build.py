@@ -29,6 +29,7 @@ class BuildRequest:
     commit_hash: str | None = None
     commit_message: str | None = None
     commit_author: str | None = None
+    timeout_seconds: int | None = None
 
 
 def create_build(
@@ -48,6 +49,7 @@ def create_build(
         state=BuildState.QUEUED,
         commit_message=request.commit_message,
         commit_author=request.commit_author,
+        timeout_s=request.timeout_seconds,
         created_at=now,
         **_source(project, request),
     )

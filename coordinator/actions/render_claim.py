@@ -68,6 +68,9 @@ def render_claim(tx: Session, site: Site, step: Any, build: Any) -> Claim:
         inputs=_inputs(tx, step) if step.dependency_count else [],
         limits=Limits(
             timeout_s=spec.timeout_seconds,
+            grace_s=spec.grace_seconds,
+            no_output_s=spec.no_output_seconds,
+            pull_timeout_s=spec.pull_timeout_seconds,
             log_bytes=settings.log_limit,
             artifact_bytes=settings.artifact_limit,
             artifact_count=settings.artifact_count,

@@ -8,6 +8,7 @@ from sqlmodel import Session
 from coordinator.actions.leased_step import LeaseProof, hold_leased_step
 from coordinator.errors import StaleAttempt
 from coordinator.rules.access import Caller
+from coordinator.rules.limits import grace_seconds, timeout_seconds
 from coordinator.rules.transitions import StepEvent
 from coordinator.site import Site
 from coordinator.store import attempts, audit, steps
@@ -20,7 +21,7 @@ def start_step(
 ) -> StartAnswer:
     """Answer `go` once the step is recorded as running, or `cancel`. Asked again, the same answer."""
     step = hold_leased_step(tx, site, caller, step_id, proof)  # once a cancel was answered nothing may start
-    limits = {"timeout_s": int(step.spec["timeoutSeconds"]), "grace_s": 10}
+    limits = {"timeout_s": timeout_seconds(step.spec), "grace_s": grace_seconds(step.spec)}
     if step.cancel_requested_at is not None:
         return StartAnswer(action="cancel", **limits)
     if step.state == StepState.RUNNING:

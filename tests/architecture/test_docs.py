@@ -15,7 +15,7 @@ from coordinator.errors import CoordinatorError
 from shared import paths
 from shared.plan import plan_steps
 from shared.reasons import Reason
-from shared.workflow import Resources, StepSpec, WireModel
+from shared.workflow import Resources, Retry, StepSpec, WireModel
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -122,12 +122,12 @@ def shown_default(model: type[WireModel], name: str) -> str:
     field = model.model_fields[name]
     if field.is_required():
         return "required"
-    if isinstance(field.default, Resources):
+    if isinstance(field.default, Resources | Retry):
         return "`{}`"
     return "none" if field.default is None else f"`{json.dumps(field.default)}`"
 
 
-@pytest.mark.parametrize("model", [StepSpec, Resources])
+@pytest.mark.parametrize("model", [StepSpec, Resources, Retry])
 def test_every_field_of_a_step_stands_in_the_page_with_its_default(model: type[WireModel]) -> None:
     rows = table_rows(DOCS / "workflow.md")
     wanted = {str(field.alias): shown_default(model, name) for name, field in model.model_fields.items()}
@@ -143,7 +143,7 @@ def bounds_of(model: type[WireModel]) -> Iterator[tuple[str, str]]:
                     yield str(field.alias), str(getattr(bound, word))
 
 
-@pytest.mark.parametrize("model", [StepSpec, Resources])
+@pytest.mark.parametrize("model", [StepSpec, Resources, Retry])
 def test_every_bound_of_a_step_stands_beside_its_field(model: type[WireModel]) -> None:
     rows = table_rows(DOCS / "workflow.md")
     spelled = {"8388608": "8 MiB"}

@@ -11,7 +11,7 @@ from coordinator.api.endpoint import Query, QueryBool, QueryInt
 from coordinator.tables import AuditLog, Build, DockerImage, Project, Runner, Workflow
 from shared.clock import to_wire
 from shared.states import BuildState, StepState
-from shared.workflow import MAX_STEPS, StepSpec
+from shared.workflow import MAX_STEPS, MAX_TIMEOUT_S, StepSpec
 
 Moment = Annotated[
     datetime,
@@ -115,6 +115,7 @@ class BuildOut(Shape):
     finished_at: Moment | None = None
     number: Annotated[int, Field(description="Counts the project's builds from 1, without gaps")]
     status_reason: Annotated[str | None, Field(description="Why the build did not succeed")] = None
+    timeout_seconds: Annotated[int | None, Field(description="Time limit of the whole build")] = None
 
 
 class AttemptOut(Shape):
@@ -284,6 +285,10 @@ class BuildCreate(Input):
     branch: Annotated[str | None, Field(max_length=244, description="Git branch name")] = None
     commit_message: Annotated[str | None, Field(max_length=65536, description="Git commit message")] = None
     commit_author: Annotated[str | None, Field(max_length=1024, description="Git commit author")] = None
+    timeout_seconds: Annotated[
+        int | None,
+        Field(ge=1, le=MAX_TIMEOUT_S, description="Time limit of the whole build, from its first claim"),
+    ] = None
 
 
 class ByAccount(Query):
@@ -363,6 +368,7 @@ def _build_fields(build: Build) -> dict[str, Any]:
         "finished_at": build.finished_at,
         "number": build.number,
         "status_reason": build.reason,
+        "timeout_seconds": build.timeout_s,
     }
 
 
