@@ -130,10 +130,12 @@ class Limits(Reply):
 
 
 class Timings(Reply):
-    """How often to speak; seconds."""
+    """How often to speak, and what silence means; seconds."""
 
     heartbeat_s: float = 5.0
     claim_ttl_s: float = 20.0
+    lost_after_s: float = 60.0
+    amnesty_s: float = 0.0  # from the claim on: nobody counts as silent so soon after a start
 
 
 class Claim(Reply):

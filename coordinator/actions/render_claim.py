@@ -78,10 +78,21 @@ def render_claim(tx: Session, site: Site, step: Any, build: Any) -> Claim:
             memory_mb=spec.resources.memory_mb,
             pids=spec.resources.pids,
         ),
-        timings=Timings(heartbeat_s=settings.heartbeat, claim_ttl_s=settings.claim_ttl),
+        timings=_timings(site, step),
         network=spec.network,
         exclusive=spec.exclusive,
         user=spec.user,
+    )
+
+
+def _timings(site: Site, step: Any) -> Timings:
+    settings = site.settings
+    up_s = (step.claimed_at - site.started_at).total_seconds()
+    return Timings(
+        heartbeat_s=settings.heartbeat,
+        claim_ttl_s=settings.claim_ttl,
+        lost_after_s=settings.lost_after,
+        amnesty_s=max(0.0, settings.amnesty - up_s),
     )
 
 

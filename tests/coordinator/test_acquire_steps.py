@@ -67,6 +67,17 @@ def test_a_claim_says_everything_its_runner_needs(mill: Mill) -> None:
 
 
 @pytest.mark.threat("I06")
+def test_a_claim_says_what_silence_means(mill: Mill) -> None:
+    mill.a_build([a_step("a")])
+    runner = mill.a_runner()
+    mill.clock.advance(30)
+
+    timings = mill.acquire(runner)[0].claim.timings
+
+    settings = mill.site.settings
+    assert (timings.lost_after_s, timings.amnesty_s) == (settings.lost_after, settings.amnesty - 30)
+
+
 def test_two_runners_that_ask_together_never_get_the_same_step(mill: Mill) -> None:
     """200 steps for two runners: each is claimed exactly once."""
     mill.a_build(a_spec(**{f"step-{number}": [] for number in range(200)}))
