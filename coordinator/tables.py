@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     Dialect,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
@@ -331,6 +333,9 @@ class Runner(Row, table=True):
     slots: int = Field(default=0, sa_column=Column(Integer, nullable=False))
     draining: bool = Field(default=False, nullable=False)
     disk_free: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
+    low_disk: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=false()))
+    paused_until: datetime | None = _moment()
+    pause_reason: str = Field(default="", sa_column=Column(String(200), nullable=False, server_default=""))
     created_at: datetime = _moment(nullable=False)
     last_seen_at: datetime | None = _moment()
     revoked_at: datetime | None = _moment()

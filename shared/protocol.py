@@ -191,12 +191,18 @@ class AttemptReport(Message):
 
 
 class Heartbeat(Message):
-    """The runner lives, and so do these attempts."""
+    """The runner lives, and so do these attempts.
+
+    `paused_for_s` above 0: it takes no steps for so many seconds, because its own machine keeps failing.
+    """
 
     session: RequestId
     draining: bool = False
     slots: Annotated[int, Field(ge=0, le=4096)] = 0
     disk_free: Size = 0
+    low_disk: bool = False
+    paused_for_s: Annotated[int, Field(ge=0, le=86_400)] = 0
+    pause_reason: Annotated[str, Field(max_length=200)] = ""
     attempts: Annotated[list[AttemptReport], Field(max_length=4096)] = []
 
 

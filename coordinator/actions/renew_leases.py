@@ -1,7 +1,7 @@
 """A runner is alive, and holds these attempts."""
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlmodel import Session
@@ -26,6 +26,9 @@ def renew_leases(tx: Session, site: Site, caller: Caller, said: Heartbeat, *, no
         draining=said.draining,
         slots=said.slots,
         disk_free=said.disk_free,
+        low_disk=said.low_disk,
+        paused_until=now + timedelta(seconds=said.paused_for_s) if said.paused_for_s else None,
+        pause_reason=said.pause_reason,
     )
     return _answer(tx, site, caller, said.attempts, now=now)
 

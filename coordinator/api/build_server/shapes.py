@@ -228,6 +228,13 @@ class RunnerOut(Shape):
     slots: int
     draining: bool
     disk_free: Annotated[int, Field(description="Bytes free on the runner's disk")]
+    low_disk: Annotated[
+        bool, Field(description="Whether it takes no steps because too little of its disk is free")
+    ]
+    paused_until: Annotated[
+        Moment | None, Field(description="Until when it takes no steps because its machine kept failing")
+    ] = None
+    pause_reason: Annotated[str, Field(description="Why it pauses; empty when it does not")] = ""
     created_at: Moment
     last_seen_at: Moment | None = None
 
