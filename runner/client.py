@@ -14,6 +14,7 @@ from shared import paths
 from shared.protocol import (
     Acquire,
     Claims,
+    Cleaned,
     Completed,
     Completion,
     Heartbeat,
@@ -172,6 +173,14 @@ class Client:
 
     def complete(self, proof: Proof, said: Completion) -> Completed:
         return self._post(paths.COMPLETE, said, Completed, proof=proof)
+
+    def cleaned(self, proof: Proof, said: Cleaned) -> None:
+        self._send(
+            "POST",
+            paths.CLEANED.format(step_id=proof.step_id),
+            content=_body(said),
+            headers={**_JSON, **proof.headers()},
+        )
 
     def release(self, proof: Proof, reason: str) -> None:
         self._send(

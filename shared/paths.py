@@ -12,6 +12,7 @@ LOG = "/api/runner/{step_id}/log"
 BLOB = "/api/runner/{step_id}/blobs/{sha256}"
 COMPLETE = "/api/runner/{step_id}/complete"
 RELEASE = "/api/runner/{step_id}/release"
+CLEANED = "/api/runner/{step_id}/cleaned"
 
 ATTEMPT_HEADER = "X-Attempt"
 LEASE_HEADER = "X-Lease"

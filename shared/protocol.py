@@ -284,6 +284,18 @@ class Completed(Reply):
     build_complete: Annotated[bool, Field(description="Whether all steps in the build are complete")]
 
 
+class Cleaned(Message):
+    """A cancelled or abandoned attempt has been removed from its machine; ages in seconds before now.
+
+    `leftovers` names what could not be removed, as the engine and the disk show it; empty means nothing is left.
+    """
+
+    term_age_s: Annotated[float | None, Field(ge=0)] = None
+    dead_age_s: Annotated[float | None, Field(ge=0)] = None
+    cleaned_age_s: Annotated[float, Field(ge=0)]
+    leftovers: Annotated[list[Annotated[str, Field(max_length=512)]], Field(max_length=100)] = []
+
+
 class Release(Message):
     """The step goes back: none of its script ran here."""
 
