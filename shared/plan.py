@@ -11,9 +11,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from shared.faults import Fault, join_path
-from shared.references import InvalidReference, display_name, env_name, env_value, environment, label, slug
+from shared.references import (
+    InvalidReference,
+    display_name,
+    env_name,
+    env_value,
+    environment,
+    label,
+    secret_name,
+    slug,
+)
 from shared.step_paths import cache_dir, output_pattern, overlaps
-from shared.workflow import MAX_STEPS, StepSpec
+from shared.workflow import MAX_SECRETS, MAX_STEPS, StepSpec
 
 MAX_FAULTS = 1_000
 MAX_DEPENDENCIES = 20_000
@@ -140,6 +149,7 @@ def _judge_texts(raw: dict[str, Any], here: Sequence[str | int], faults: list[Fa
     if script and "\0" in script:
         judge.say("must not hold a NUL character", "runScript")
     judge.environment(raw.get("env"))
+    judge.secrets(_list_field(raw, "secrets")[:MAX_SECRETS], raw.get("env"))
     judge.texts("labels", label, _list_field(raw, "labels")[:32])
     caches = judge.texts("cacheDirs", cache_dir, _list_field(raw, "cacheDirs")[:32])
     outputs = judge.texts("outputPaths", output_pattern, _list_field(raw, "outputPaths")[:1000])
@@ -189,6 +199,17 @@ class _Judge:
                 environment(variables)  # what is accepted here is what a script can be written of
             except InvalidReference as error:
                 self.say(str(error), "env")
+
+    def secrets(self, names: Sequence[object], env: object) -> None:
+        self.texts("secrets", secret_name, names)
+        first: dict[object, int] = {}
+        for index, name in enumerate(names):
+            if not isinstance(name, str):
+                continue
+            if first.setdefault(name, index) != index:
+                self.say("names the same secret twice", "secrets", index)
+            elif isinstance(env, dict) and name in env:
+                self.say("is also the name of a variable in env", "secrets", index)
 
     def apart(self, caches: Sequence[str | None], outputs: Sequence[str | None]) -> None:
         for index, one in enumerate(caches):

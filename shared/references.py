@@ -12,6 +12,8 @@ from urllib.parse import unquote_to_bytes
 
 ENV_VALUE_LIMIT = 128 * 1024 - 1  # the longest string that Linux hands to a program
 ENV_TOTAL_LIMIT = 256 * 1024
+SECRET_VALUE_LIMIT = 64 * 1024
+SECRETS_TOTAL_LIMIT = 512 * 1024
 _ENV_NAME_LIMIT = 256
 _BRANCH_LIMIT = 244
 _URL_LIMIT = 2048
@@ -308,6 +310,36 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
     if sum(sizes) > ENV_TOTAL_LIMIT:
         raise InvalidReference(f"the variables are longer than {ENV_TOTAL_LIMIT} bytes together")
     return accepted
+
+
+_SECRET_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
+# Ours, and set behind the secrets.
+_SET_BY_THE_SCRIPT = frozenset({"CI"})
+
+
+def secret_name(text: str) -> str:
+    """Accept the name of a secret, which is also the variable that holds it; a refusal never repeats it."""
+    if not _SECRET_NAME.fullmatch(text):
+        raise InvalidReference(
+            "the name of a secret is 1 to 64 upper-case letters, digits or underscores"
+            " and does not start with a digit"
+        )
+    if text in _SET_BY_THE_SCRIPT:
+        raise InvalidReference("this name is a variable that every step is given")
+    try:
+        return env_name(text)
+    except InvalidReference as error:
+        raise InvalidReference("a secret cannot have the name of a variable that is reserved") from error
+
+
+def secret_value(text: str) -> str:
+    """Accept the value of a secret; a refusal never repeats any of it."""
+    size = len(_encoded("the value of a secret", text))
+    if "\0" in text:
+        raise InvalidReference("the value of a secret must not hold NUL")
+    if not 1 <= size <= SECRET_VALUE_LIMIT:
+        raise InvalidReference(f"the value of a secret is 1 to {SECRET_VALUE_LIMIT} bytes long")
+    return text
 
 
 def refuse_unshowable(what: str, text: str) -> None:

@@ -11,6 +11,7 @@ from pydantic.alias_generators import to_camel
 MAX_STEPS = 1_000
 MAX_SCRIPT_BYTES = 8 * 1024 * 1024
 MAX_TIMEOUT_S = 7 * 24 * 3600
+MAX_SECRETS = 100
 DEFAULT_TIMEOUT_S = 3600
 DEFAULT_GRACE_S = 10
 DEFAULT_PULL_TIMEOUT_S = 1800
@@ -63,6 +64,10 @@ class StepSpec(WireModel):
     env: Annotated[
         dict[str, str], Field(max_length=1000, description="Environment variables of the script")
     ] = {}
+    secrets: Annotated[
+        list[str],
+        Field(max_length=MAX_SECRETS, description="Names of the project's secrets that the script is given"),
+    ] = []
     labels: Annotated[
         list[str], Field(max_length=32, description="Labels a runner must have, all of them")
     ] = []

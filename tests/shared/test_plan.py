@@ -342,3 +342,45 @@ def test_no_fault_repeats_what_was_sent() -> None:
 
     for fault in faults_of(a_step(secret, [secret], imageSlug=secret, env={"A": 3}, unknown=secret)).values():
         assert secret not in fault
+
+
+def test_a_step_names_the_secrets_it_is_given() -> None:
+    planned = plan(a_step(secrets=["DEPLOY_KEY", "_TOKEN9"]))
+
+    assert planned.steps[0].spec.secrets == ["DEPLOY_KEY", "_TOKEN9"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "lower",
+        "9A",
+        "A-B",
+        "A" * 65,
+        "A\n",
+        "BUILDMILL_X",
+        "LD_PRELOAD",
+        "BASH_ENV",
+        "IFS",
+        "PS4",
+        "UID",
+        "CI",
+    ],
+)
+def test_a_secret_that_no_variable_can_hold_is_refused(name: str) -> None:
+    assert list(faults_of(a_step(secrets=[name]))) == ["steps[0].secrets[0]"]
+
+
+def test_a_secret_is_named_once_and_is_not_in_env_too() -> None:
+    faults = faults_of(a_step(secrets=["A", "B", "A"], env={"B": "b"}))
+
+    assert faults == {
+        "steps[0].secrets[1]": "is also the name of a variable in env",
+        "steps[0].secrets[2]": "names the same secret twice",
+    }
+
+
+def test_a_step_is_given_at_most_a_hundred_secrets() -> None:
+    assert len(plan(a_step(secrets=[f"S{n}" for n in range(100)])).steps[0].spec.secrets) == 100
+    assert list(faults_of(a_step(secrets=[f"S{n}" for n in range(101)]))) == ["steps[0].secrets"]
