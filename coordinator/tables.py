@@ -106,6 +106,9 @@ class Project(Row, table=True):
     default_branch: str | None = _text()
     default_workflow_id: str | None = Field(default=None, sa_column=Column(String(36)))
     last_build_number: int = Field(default=0, sa_column=Column(Integer, nullable=False))
+    retention: dict[str, int] | None = Field(
+        default=None, sa_column=Column(JSON(none_as_null=True), nullable=True)
+    )
     created_at: datetime = _moment(nullable=False)
     updated_at: datetime = _moment(nullable=False)
     deleted_at: datetime | None = _moment()
@@ -188,6 +191,9 @@ class Build(Row, table=True):
     created_at: datetime = _moment(nullable=False)
     started_at: datetime | None = _moment()
     finished_at: datetime | None = _moment()
+    artifacts_expired_at: datetime | None = _moment()
+    logs_expired_at: datetime | None = _moment()
+    expired_at: datetime | None = _moment()
 
 
 class Step(Row, table=True):
@@ -292,10 +298,12 @@ class Blob(Row, table=True):
     """Bytes that a project has stored under their digest."""
 
     __tablename__ = "blobs"
+    __table_args__ = (Index("ix_blobs_sha256", "sha256"), Index("ix_blobs_unused", "unused_since"))
     project_id: str = Field(sa_column=Column(String(36), ForeignKey("projects.id"), primary_key=True))
     sha256: str = Field(sa_column=Column(String(64), primary_key=True))
     size: int = Field(sa_column=Column(BigInteger, nullable=False))
     created_at: datetime = _moment(nullable=False)
+    unused_since: datetime | None = _moment()
 
 
 class Artifact(Row, table=True):
@@ -305,6 +313,7 @@ class Artifact(Row, table=True):
     __table_args__ = (
         Index("ix_artifacts_build_step", "build_id", "step_id"),
         Index("ix_artifacts_blob", "build_id", "sha256"),
+        Index("ix_artifacts_sha256", "sha256"),
     )
     id: str = _id()
     build_id: str = _reference("builds", index=False)
@@ -317,6 +326,17 @@ class Artifact(Row, table=True):
     sha256: str = Field(sa_column=Column(String(64), nullable=False))
     target: str = _text(nullable=False)
     created_at: datetime = _moment(nullable=False)
+
+
+class Tombstone(Row, table=True):
+    """The id of something that retention has deleted, so that who asks for it hears what became of it."""
+
+    __tablename__ = "tombstones"
+    __table_args__ = (Index("ix_tombstones_age", "expired_at"),)
+    id: str = _id()
+    kind: str = Field(sa_column=Column(String(12), nullable=False))
+    project_id: str = Field(sa_column=Column(String(36), nullable=False))
+    expired_at: datetime = _moment(nullable=False)
 
 
 class Runner(Row, table=True):
