@@ -16,7 +16,7 @@ from shared.faults import Fault
 from shared.ids import new_id
 from shared.plan import InvalidPlan, Plan, plan_steps
 from shared.references import InvalidReference, branch_name, commit_hash, image_reference, repo_url
-from shared.states import BuildState, StepState
+from shared.states import BuildState
 
 
 @dataclass(frozen=True)
@@ -160,16 +160,12 @@ def _insert_steps(
                 "round": 1,
                 "position": planned.position,
                 "rank": planned.rank,
-                "state": StepState.READY if is_ready else StepState.PENDING,
-                "ready_at": now if is_ready else None,
                 "spec": spec.model_dump(by_alias=True, mode="json"),
                 "image_url": image_reference(found[spec.image_slug].image_url),
                 "label_count": len(spec.labels),
                 "dependency_count": len(planned.depends_on),
                 "exclusive": spec.exclusive,
-                "attempt": 0,
-                "infra_retries": 0,
-                "log_size": 0,
+                **steps.never_claimed(is_ready=is_ready, now=now),
             }
         )
         labels += [{"step_id": step_id, "label": label} for label in spec.labels]

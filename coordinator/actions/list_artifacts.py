@@ -6,9 +6,10 @@ from sqlmodel import Session
 
 from coordinator.actions.show_build import get_visible_build
 from coordinator.rules.access import Caller
-from coordinator.store import artifacts
+from coordinator.store import rounds
 
 
 def list_artifacts(tx: Session, caller: Caller, build_id: str) -> list[Any]:
+    """What the build has to show now; of a step that ran again only the latest outputs."""
     build = get_visible_build(tx, caller, build_id)
-    return artifacts.list_artifacts(tx, build.id)
+    return rounds.list_latest_artifacts(tx, build.id)

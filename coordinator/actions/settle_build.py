@@ -8,7 +8,7 @@ from sqlmodel import Session
 
 from coordinator.rules.access import SYSTEM
 from coordinator.rules.transitions import BUILD_EVENT_OF_OUTCOME, StepEvent
-from coordinator.store import audit, builds, steps
+from coordinator.store import audit, builds, rounds, steps
 from shared.readiness import build_outcome, state_after
 from shared.reasons import Reason
 from shared.states import BuildState, StepState
@@ -28,6 +28,8 @@ def settle_build(
     if build_outcome(counts, is_cancelled=False) is None:
         return None  # something of it is still to come
     build = builds.lock_build(tx, build_id)
+    if build.round > 1:
+        counts = rounds.count_latest_states(tx, build_id)  # what was run again counts no more
     outcome = build_outcome(counts, is_cancelled=build.cancel_requested_at is not None)
     if outcome is None:
         return None

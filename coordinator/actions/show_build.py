@@ -7,7 +7,7 @@ from sqlmodel import Session
 
 from coordinator.errors import NotFound
 from coordinator.rules.access import Caller
-from coordinator.store import attempts, builds, projects, steps
+from coordinator.store import attempts, builds, projects, rounds, steps
 from coordinator.tables import Build
 
 
@@ -31,6 +31,16 @@ def get_visible_build(tx: Session, caller: Caller, build_id: str) -> Build:
 
 
 def show_build(tx: Session, caller: Caller, build_id: str) -> BuildView:
+    """The build as it stands: each step once, by its latest row."""
     build = get_visible_build(tx, caller, build_id)
-    rows = steps.list_steps(tx, build.id)
+    return _view(tx, build, steps.list_steps(tx, build.id))
+
+
+def show_all_rounds(tx: Session, caller: Caller, build_id: str) -> BuildView:
+    """The build with the rows of every round."""
+    build = get_visible_build(tx, caller, build_id)
+    return _view(tx, build, rounds.list_all_steps(tx, build.id))
+
+
+def _view(tx: Session, build: Build, rows: list[Any]) -> BuildView:
     return BuildView(build, rows, attempts.list_attempts(tx, [row.id for row in rows]))

@@ -31,6 +31,7 @@ class BuildEvent(StrEnum):
     SUCCEED = "succeed"
     FAIL = "fail"
     CANCEL = "cancel"
+    RETRY = "retry"
 
 
 S = StepState
@@ -55,6 +56,7 @@ BUILD_TRANSITIONS: dict[BuildEvent, tuple[frozenset[BuildState], BuildState]] = 
     BuildEvent.SUCCEED: (frozenset({B.QUEUED, B.RUNNING}), B.SUCCEEDED),
     BuildEvent.FAIL: (frozenset({B.QUEUED, B.RUNNING}), B.FAILED),
     BuildEvent.CANCEL: (frozenset({B.CREATED, B.QUEUED, B.RUNNING, B.CANCELLING}), B.CANCELLED),
+    BuildEvent.RETRY: (frozenset({B.QUEUED, B.RUNNING, B.SUCCEEDED, B.FAILED, B.CANCELLED}), B.QUEUED),
 }
 
 BUILD_EVENT_OF_OUTCOME = {

@@ -79,11 +79,6 @@ def get_artifact(tx: Session, artifact_id: str) -> Row[Any]:
     return row
 
 
-def list_artifacts(tx: Session, build_id: str) -> list[Row[Any]]:
-    statement = select(ARTIFACTS).where(ARTIFACTS.c.build_id == build_id)
-    return list(tx.connection().execute(statement.order_by(ARTIFACTS.c.step_id, ARTIFACTS.c.path)).all())
-
-
 def list_artifacts_of_steps(tx: Session, build_id: str, step_ids: Collection[str]) -> list[Row[Any]]:
     found: list[Row[Any]] = []
     wanted = sorted(set(step_ids))

@@ -45,7 +45,14 @@ def list_builds(tx: Session, project_id: str, *, limit: int, offset: int) -> tup
 
 _IS_IT = BUILDS.c.id == given(BUILDS.c.id)
 _LOCK = (
-    core_select(BUILDS.c.id, BUILDS.c.state, BUILDS.c.cancel_requested_at, BUILDS.c.project_id)
+    core_select(
+        BUILDS.c.id,
+        BUILDS.c.state,
+        BUILDS.c.reason,
+        BUILDS.c.round,
+        BUILDS.c.cancel_requested_at,
+        BUILDS.c.project_id,
+    )
     .where(_IS_IT)
     .with_for_update()
 )

@@ -11,6 +11,7 @@ from sqlmodel import Session
 
 from coordinator.errors import NotFound
 from coordinator.rules.transitions import STEP_TRANSITIONS, StepEvent
+from coordinator.store.rounds import IS_LATEST
 from coordinator.store.statements import among, as_new, given, given_any, new_values
 from coordinator.tables import Step, StepDependency, StepLabel, table_of
 from shared.states import LEASED_STEP_STATES, StepState
@@ -23,7 +24,7 @@ _WAITING = STEPS.alias("waiting")
 _IS_IT = STEPS.c.id == given(STEPS.c.id)
 _OF_BUILD = STEPS.c.build_id == given(STEPS.c.build_id)
 _FIND = select(STEPS).where(_IS_IT)
-_LIST = select(STEPS).where(_OF_BUILD).order_by(STEPS.c.position)
+_LIST = select(STEPS).where(_OF_BUILD, IS_LATEST).order_by(STEPS.c.position)
 _BY_ID = select(STEPS).where(given_any(STEPS.c.id))
 _COUNT_STATES = select(STEPS.c.state, func.count()).where(_OF_BUILD).group_by(STEPS.c.state)
 _ARROWS = select(DEPENDENCIES.c.step_id, DEPENDENCIES.c.depends_on_id).where(
@@ -123,6 +124,17 @@ def insert_steps(
         connection.execute(insert(DEPENDENCIES), list(dependencies))
 
 
+def never_claimed(*, is_ready: bool, now: datetime) -> dict[str, Any]:
+    """How a new row begins, whatever its step says: everything that is not named here is unset."""
+    return {
+        "state": StepState.READY if is_ready else StepState.PENDING,
+        "ready_at": now if is_ready else None,
+        "attempt": 0,
+        "infra_retries": 0,
+        "log_size": 0,
+    }
+
+
 def find_step(tx: Session, step_id: str) -> Row[Any] | None:
     return tx.connection().execute(_FIND, {"the_id": step_id}).one_or_none()
 
@@ -135,7 +147,7 @@ def get_step(tx: Session, step_id: str) -> Row[Any]:
 
 
 def list_steps(tx: Session, build_id: str) -> list[Row[Any]]:
-    """All steps of a build in the workflow's order."""
+    """The steps of a build in the workflow's order, each as its latest row shows it."""
     return list(tx.connection().execute(_LIST, {"the_build_id": build_id}).all())
 
 
@@ -278,6 +290,7 @@ def cancel_waiting(tx: Session, build_id: str, *, reason: str, now: datetime) ->
 
 
 def count_states(tx: Session, build_id: str) -> dict[StepState, int]:
+    """How many rows stand where; of those that have not ended all count, as each is its step's latest."""
     which = {"the_build_id": build_id}
     return {StepState(state): count for state, count in tx.connection().execute(_COUNT_STATES, which)}
 
@@ -286,7 +299,7 @@ def find_first_reason(tx: Session, build_id: str) -> str | None:
     """Why the build's first failed step failed; others may have ended well after it."""
     statement = (
         select(STEPS.c.reason)
-        .where(STEPS.c.build_id == build_id, STEPS.c.state == StepState.FAILED)
+        .where(STEPS.c.build_id == build_id, STEPS.c.state == StepState.FAILED, IS_LATEST)
         .order_by(STEPS.c.finished_at, STEPS.c.position)
         .limit(1)
     )

@@ -22,7 +22,9 @@ from coordinator.actions.list_images import list_images as list_images_action
 from coordinator.actions.list_projects import list_projects as list_projects_action
 from coordinator.actions.list_runners import list_runners as list_runners_action
 from coordinator.actions.list_workflows import list_workflows as list_workflows_action
+from coordinator.actions.retry_build import retry_build as retry_build_action
 from coordinator.actions.show_artifact import show_artifact as show_artifact_action
+from coordinator.actions.show_build import show_all_rounds
 from coordinator.actions.show_build import show_build as show_build_action
 from coordinator.actions.show_project import show_project as show_project_action
 from coordinator.actions.show_step_log import show_step_log
@@ -126,7 +128,15 @@ async def create_build(call: Call) -> Response:
 
 
 async def show_build(call: Call) -> Response:
-    return json_answer(shapes.build_detail(await call.read(show_build_action, call.caller, call.path["id"])))
+    show = show_all_rounds if call.query.rounds == "all" else show_build_action
+    return json_answer(shapes.build_detail(await call.read(show, call.caller, call.path["id"])))
+
+
+async def retry_build(call: Call) -> Response:
+    body: shapes.BuildRetry = call.body
+    view = await call.write(retry_build_action, call.caller, call.path["id"], body.steps)
+    call.state.bell.ring(READY)
+    return json_answer(shapes.build_detail(view))
 
 
 async def cancel_build(call: Call) -> Response:
@@ -376,8 +386,23 @@ ENDPOINTS: list[Endpoint] = [
         show_build,
         "Get a build with its steps and their attempts",
         tag="Builds",
+        description="Each step as its latest row shows it; with `rounds=all` the rows of every round.",
         policy=_user("build:read"),
+        query=shapes.BuildQuery,
         ok={200: Answer("The build", shapes.BuildDetail)},
+    ),
+    operation(
+        "POST",
+        "/api/builds/{id}/retry",
+        retry_build,
+        "Run a build again in a new round",
+        description="Steps that have succeeded keep their outputs and steps that have not ended go on; "
+        "the others get fresh rows with new ids. Also while other steps still run.",
+        tag="Builds",
+        policy=_user("build:retry"),
+        body=shapes.BuildRetry,
+        ok={200: Answer("The build in its new round", shapes.BuildDetail)},
+        errors={409: error("Nothing to run again, or the build is being stopped")},
     ),
     operation(
         "POST",

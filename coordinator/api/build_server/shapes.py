@@ -1,11 +1,12 @@
 """What the Build Server API shows and takes: camelCase, unset fields left out."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
+from coordinator.actions.retry_build import StepsToRetry
 from coordinator.actions.show_build import BuildView
 from coordinator.api.endpoint import Query, QueryBool, QueryInt
 from coordinator.tables import AuditLog, Build, DockerImage, Project, Runner, Workflow
@@ -151,7 +152,7 @@ class StepOut(Shape):
     reason: str | None = None
     exit_code: int | None = None
     attempt: int
-    round: int
+    round: Annotated[int, Field(description="The round this row belongs to; earlier ones never change")]
     runner_id: str | None = None
     image: Annotated[str, Field(description="The image the step was made with")]
     image_digest: str | None = None
@@ -163,7 +164,7 @@ class StepOut(Shape):
 
 
 class BuildDetail(BuildOut):
-    round: int
+    round: Annotated[int, Field(description="Counts the retries from 1; status and times are this round's")]
     steps: list[StepOut]
 
 
@@ -296,6 +297,23 @@ class BuildCreate(Input):
         int | None,
         Field(ge=1, le=MAX_TIMEOUT_S, description="Time limit of the whole build, from its first claim"),
     ] = None
+
+
+class BuildRetry(Input):
+    steps: Annotated[
+        StepsToRetry,
+        Field(
+            description="`failed`: those that failed, were cancelled or skipped, with all behind them; "
+            "`all`: every step that has ended, but for those that a step which has not ended stands on"
+        ),
+    ]
+
+
+class BuildQuery(Query):
+    rounds: Annotated[
+        Literal["latest", "all"],
+        Field(description="Each step by its latest row, or the rows of every round"),
+    ] = "latest"
 
 
 class ByAccount(Query):

@@ -1,0 +1,64 @@
+"""The rounds of a build: which of its rows count now, and what is carried into the next round."""
+
+from typing import Any
+
+from sqlalchemy import exists, func, select, update
+from sqlalchemy.engine import Row
+from sqlmodel import Session
+
+from coordinator.store.statements import given
+from coordinator.tables import Artifact, Step, table_of
+from shared.states import FINAL_STEP_STATES, StepState
+
+STEPS = table_of(Step)
+ARTIFACTS = table_of(Artifact)
+_NEWER = STEPS.alias("newer")
+
+IS_LATEST = ~exists().where(
+    _NEWER.c.build_id == STEPS.c.build_id, _NEWER.c.name == STEPS.c.name, _NEWER.c.round > STEPS.c.round
+)
+_OF_BUILD = STEPS.c.build_id == given(STEPS.c.build_id)
+_LIST_ALL = select(STEPS).where(_OF_BUILD).order_by(STEPS.c.position, STEPS.c.round)
+_COUNT_ROWS = select(func.count()).where(_OF_BUILD)
+_COUNT_LATEST = select(STEPS.c.state, func.count()).where(_OF_BUILD, IS_LATEST).group_by(STEPS.c.state)
+_ARTIFACTS = (
+    select(ARTIFACTS)
+    .join(STEPS, STEPS.c.id == ARTIFACTS.c.step_id)
+    .where(ARTIFACTS.c.build_id == given(ARTIFACTS.c.build_id), IS_LATEST)
+    .order_by(ARTIFACTS.c.step_id, ARTIFACTS.c.path)
+)
+
+
+def list_all_steps(tx: Session, build_id: str) -> list[Row[Any]]:
+    """The rows of every round in the workflow's order, those of one step from first to last."""
+    return list(tx.connection().execute(_LIST_ALL, {"the_build_id": build_id}).all())
+
+
+def count_rows(tx: Session, build_id: str) -> int:
+    """How many rows of steps the build has over all its rounds."""
+    return int(tx.connection().execute(_COUNT_ROWS, {"the_build_id": build_id}).scalar_one())
+
+
+def count_latest_states(tx: Session, build_id: str) -> dict[StepState, int]:
+    """How many steps stand where, each counted once, by its latest row."""
+    counted = tx.connection().execute(_COUNT_LATEST, {"the_build_id": build_id})
+    return {StepState(state): count for state, count in counted}
+
+
+def list_latest_artifacts(tx: Session, build_id: str) -> list[Row[Any]]:
+    """What the latest row of each step has handed on; what it replaced can only be had by its id."""
+    return list(tx.connection().execute(_ARTIFACTS, {"the_build_id": build_id}).all())
+
+
+def carry_steps(tx: Session, build_id: str, *, round_number: int) -> list[Row[Any]]:
+    """Let every step that has not ended count for this round; their ids and attempts as they are then.
+
+    Waits for a claim that is being made of one of them, so that it is told as claimed.
+    """
+    statement = (
+        update(STEPS)
+        .where(STEPS.c.build_id == build_id, STEPS.c.state.not_in(FINAL_STEP_STATES))
+        .values(round=round_number)
+        .returning(STEPS.c.id, STEPS.c.attempt)
+    )
+    return list(tx.connection().execute(statement).all())
