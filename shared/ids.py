@@ -1,20 +1,20 @@
 """Identifiers: lower-case UUIDs of version 7, made by us, sorted by the time they were made."""
 
 import os
+import threading
 import time
 from uuid import UUID
 
+_TICK_NS = 1_000_000 / 4096  # what the bits behind the milliseconds count
+_lock = threading.Lock()
+_last = 0
+
 
 def new_id() -> str:
-    """A fresh id; ids made later sort later (to the millisecond)."""
-    milliseconds = time.time_ns() // 1_000_000
-    random_bits = int.from_bytes(os.urandom(10), "big")
-    value = (milliseconds & (2**48 - 1)) << 80
-    value |= 0x7 << 76
-    value |= (random_bits >> 68 & 0xFFF) << 64
-    value |= 0b10 << 62
-    value |= random_bits & (2**62 - 1)
-    return str(UUID(int=value))
+    """A fresh id; of two that one process has made the later one sorts later, whatever its clock does."""
+    ticks = _next_tick()
+    text = f"{ticks >> 12:012x}7{ticks & 0xFFF:03x}{_variant_and_random():016x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def is_id(text: str) -> bool:
@@ -25,3 +25,17 @@ def is_id(text: str) -> bool:
         return str(UUID(text)) == text
     except ValueError:
         return False
+
+
+def _next_tick() -> int:
+    """The time in 4096ths of a millisecond, and never the same twice."""
+    global _last  # noqa: PLW0603 - the order is the process's, not a caller's
+    milliseconds, rest = divmod(time.time_ns(), 1_000_000)
+    now = (milliseconds & (2**48 - 1)) << 12 | int(rest / _TICK_NS)
+    with _lock:
+        _last = max(now, _last + 1)
+        return _last
+
+
+def _variant_and_random() -> int:
+    return 0b10 << 62 | int.from_bytes(os.urandom(8), "big") >> 2
