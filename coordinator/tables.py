@@ -20,6 +20,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    text,
 )
 from sqlalchemy.types import TypeDecorator
 from sqlmodel import Field, SQLModel
@@ -86,6 +87,11 @@ def _json(default: Any = None) -> Any:
     return Field(default_factory=default or dict, sa_column=Column(JSON, nullable=False))
 
 
+def _only(condition: str) -> dict[str, Any]:
+    """An index of the few rows of which this is true costs the others nothing."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
 class Tenant(Row, table=True):
     """Whose projects these are; `account` is the `accountId` of the Build Server API."""
 
@@ -125,6 +131,24 @@ class DockerImage(Row, table=True):
     image_url: str = _text(nullable=False)
     public: bool = Field(default=False, nullable=False)
     created_at: datetime = _moment(nullable=False)
+
+
+class ProjectSecret(Row, table=True):
+    """A sealed value; one row of each name is current, retired ones wait for those who still need them."""
+
+    __tablename__ = "project_secrets"
+    __table_args__ = (
+        Index("ix_project_secrets_name", "project_id", "name"),
+        Index("ix_project_secrets_retired", "retired_at"),
+    )
+    id: str = _id()
+    project_id: str = _reference("projects", index=False)
+    name: str = Field(sa_column=Column(String(64), nullable=False))
+    key_id: str = Field(sa_column=Column(String(16), nullable=False))
+    sealed: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+    created_at: datetime = _moment(nullable=False)
+    updated_at: datetime = _moment(nullable=False)
+    retired_at: datetime | None = _moment()
 
 
 class Workflow(Row, table=True):
@@ -204,6 +228,7 @@ class Step(Row, table=True):
         UniqueConstraint("build_id", "name", "round"),
         Index("ix_steps_queue", "state", "ready_at", "id"),
         Index("ix_steps_runner", "runner_id", "state"),
+        Index("ix_steps_queue_limit", "queue_limit_s", **_only("queue_limit_s IS NOT NULL")),
     )
     id: str = _id()
     build_id: str = _reference("builds")
@@ -223,14 +248,18 @@ class Step(Row, table=True):
     request_id: str | None = Field(default=None, sa_column=Column(String(64)))
     phase: str | None = Field(default=None, sa_column=Column(String(16)))
     infra_retries: int = Field(default=0, sa_column=Column(Integer, nullable=False))
+    user_retries: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
+    queue_limit_s: int | None = Field(default=None, sa_column=Column(Integer))
     ready_at: datetime | None = _moment()
     not_before: datetime | None = _moment()
     claimed_at: datetime | None = _moment()
     acked_at: datetime | None = _moment()
     last_seen_at: datetime | None = _moment()
     started_at: datetime | None = _moment()
+    deadline_at: datetime | None = _moment()
     finished_at: datetime | None = _moment()
     cancel_requested_at: datetime | None = _moment()
+    cancel_force_at: datetime | None = _moment()
     cancel_reason: str | None = Field(default=None, sa_column=Column(String(32)))
     reason: str | None = Field(default=None, sa_column=Column(String(32)))
     exit_code: int | None = Field(default=None, sa_column=Column(Integer))
@@ -273,12 +302,36 @@ class StepAttempt(Row, table=True):
     oom: bool = Field(default=False, nullable=False)
     image_digest: str | None = _text()
     output_paths: list[str] = _json(list)
+    secret_ids: str | None = _text()
     log_size: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     log_sha256: str | None = Field(default=None, sa_column=Column(String(64)))
     log_state: str = Field(default="open", sa_column=Column(String(12), nullable=False))
     claimed_at: datetime = _moment(nullable=False)
     started_at: datetime | None = _moment()
     finished_at: datetime | None = _moment()
+    term_at: datetime | None = _moment()
+    dead_at: datetime | None = _moment()
+    cleaned_at: datetime | None = _moment()
+    leftovers: list[str] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
+
+
+class Cancel(Row, table=True):
+    """The receipt of a cancellation; the build names the latest of its own."""
+
+    __tablename__ = "cancels"
+    id: str = _id()
+    build_id: str = Field(sa_column=Column(String(36), nullable=False, index=True))
+    requested_at: datetime = _moment(nullable=False)
+
+
+class CancelStep(Row, table=True):
+    """One step on a receipt, under the attempt that had to stop; 0 when there was none."""
+
+    __tablename__ = "cancel_steps"
+    cancel_id: str = Field(sa_column=Column(String(36), primary_key=True))
+    step_id: str = Field(sa_column=Column(String(36), primary_key=True))
+    attempt: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
+    build_id: str = Field(sa_column=Column(String(36), nullable=False, index=True))
 
 
 class LogAppend(Row, table=True):

@@ -20,6 +20,8 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column("paused_until", UtcDateTime(timezone=True), nullable=True))
         batch_op.add_column(sa.Column("pause_reason", sa.String(200), nullable=False, server_default=""))
     _retention()
+    _secrets()
+    _limits_and_cancels()
 
 
 def _retention() -> None:
@@ -40,3 +42,62 @@ def _retention() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_tombstones")),
     )
     op.create_index("ix_tombstones_age", "tombstones", ["expired_at"])
+
+
+def _secrets() -> None:
+    op.add_column("step_attempts", sa.Column("secret_ids", sa.Text(), nullable=True))
+    op.create_table(
+        "project_secrets",
+        sa.Column("id", sa.String(length=36), nullable=False),
+        sa.Column("project_id", sa.String(length=36), nullable=False),
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("key_id", sa.String(length=16), nullable=False),
+        sa.Column("sealed", sa.LargeBinary(), nullable=False),
+        sa.Column("created_at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column("updated_at", UtcDateTime(timezone=True), nullable=False),
+        sa.Column("retired_at", UtcDateTime(timezone=True), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["project_id"], ["projects.id"], name=op.f("fk_project_secrets_project_id_projects")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_project_secrets")),
+    )
+    op.create_index("ix_project_secrets_name", "project_secrets", ["project_id", "name"])
+    op.create_index("ix_project_secrets_retired", "project_secrets", ["retired_at"])
+
+
+def _limits_and_cancels() -> None:
+    with op.batch_alter_table("steps", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("user_retries", sa.Integer(), nullable=False, server_default="0"))
+        batch_op.add_column(sa.Column("queue_limit_s", sa.Integer(), nullable=True))
+        batch_op.add_column(sa.Column("deadline_at", UtcDateTime(timezone=True), nullable=True))
+        batch_op.add_column(sa.Column("cancel_force_at", UtcDateTime(timezone=True), nullable=True))
+        batch_op.create_index(
+            "ix_steps_queue_limit",
+            ["queue_limit_s"],
+            sqlite_where=sa.text("queue_limit_s IS NOT NULL"),
+            postgresql_where=sa.text("queue_limit_s IS NOT NULL"),
+        )
+    with op.batch_alter_table("step_attempts", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("term_at", UtcDateTime(timezone=True), nullable=True))
+        batch_op.add_column(sa.Column("dead_at", UtcDateTime(timezone=True), nullable=True))
+        batch_op.add_column(sa.Column("cleaned_at", UtcDateTime(timezone=True), nullable=True))
+        batch_op.add_column(sa.Column("leftovers", sa.JSON(), nullable=True))
+    op.create_table(
+        "cancels",
+        sa.Column("id", sa.String(length=36), nullable=False),
+        sa.Column("build_id", sa.String(length=36), nullable=False),
+        sa.Column("requested_at", UtcDateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_cancels")),
+    )
+    with op.batch_alter_table("cancels", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_cancels_build_id"), ["build_id"], unique=False)
+    op.create_table(
+        "cancel_steps",
+        sa.Column("cancel_id", sa.String(length=36), nullable=False),
+        sa.Column("step_id", sa.String(length=36), nullable=False),
+        sa.Column("attempt", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("build_id", sa.String(length=36), nullable=False),
+        sa.PrimaryKeyConstraint("cancel_id", "step_id", "attempt", name=op.f("pk_cancel_steps")),
+    )
+    with op.batch_alter_table("cancel_steps", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_cancel_steps_build_id"), ["build_id"], unique=False)
