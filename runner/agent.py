@@ -1,7 +1,9 @@
 """The loop: a slot is free, take a step, hand it over; and what a restart and a stop mean."""
 
+import os
 import secrets
 import threading
+import time
 from collections.abc import Callable, Set
 from pathlib import Path
 
@@ -10,7 +12,9 @@ from pydantic import ValidationError
 
 from runner.attempt import Attempt
 from runner.client import Proof
+from runner.control import Standing
 from runner.errors import LeaseLost, Refused, StepError, Unreachable
+from runner.health import Health
 from runner.insistence import insist
 from runner.janitor import Janitor
 from runner.journal import Journal, attempt_dir, open_journals
@@ -28,6 +32,7 @@ ONCE_WAIT_S = 2
 RESUME_LONGEST_S = 5.0
 IDLE_PAUSE_S = 1.0
 NO_ROOM_PAUSE_S = 5.0
+SHUT_DOWN_LONGEST_S = 420.0  # the longest grace a step may have, and two minutes for all that comes behind
 
 
 class Agent:
@@ -57,10 +62,11 @@ class Agent:
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._left_for_later: set[tuple[str, int]] = set()
         self._lock = threading.Lock()
-        self._room_is_short = False
+        self._health = Health(state, means.disk)
         self._draining = threading.Event()
         self._shutdown = threading.Event()
         self._superseded = threading.Event()
+        self._has_failed = False
         self._pending = PendingRequest(state)
         self._pulse = Pulse(
             means.client,
@@ -70,6 +76,7 @@ class Agent:
             free_slots=lambda: self._slots.free,
             is_draining=self._draining.is_set,
             superseded=self._step_aside,
+            condition=self._health.condition,
         )
 
     # --- orders from outside ------------------------------------------------------------------------
@@ -88,6 +95,12 @@ class Agent:
         for attempt in self._held():
             attempt.shut_down()
 
+    def standing(self) -> Standing:
+        """What an operator who asks is told."""
+        held = sorted(self._held(), key=_key)
+        said = tuple(f"step {one.proof.step_id} attempt {one.proof.attempt}: {one.phase}" for one in held)
+        return Standing(os.getpid(), self._draining.is_set(), said)
+
     def _step_aside(self) -> None:
         log.error("superseded: a newer process of this runner has taken over")
         self._superseded.set()
@@ -95,25 +108,38 @@ class Agent:
 
     # --- the life -----------------------------------------------------------------------------------
 
-    def run(self) -> None:
-        """Until drained. Attempts of a former life are adopted before new steps are taken."""
+    def run(self) -> bool:
+        """Until drained. Attempts of a former life are adopted before new steps are taken.
+
+        False when it ends because of an error of its own.
+        """
         self._means.trash.start()
         self._janitor.sweep_leftovers()
         if not self._adopt():
             self._close_means()
-            return
+            return True
         self._pulse.start()
         self._janitor.start(self._not_to_be_touched)
         try:
             self._poll_until_drained()
-            while not self._slots.wait_until_idle(1.0) and not self._superseded.is_set():
-                continue
+            self._wait_for_those_that_run()
             if not self._superseded.is_set():
                 self._say_bye()
         finally:
             self._pulse.stop()
             self._janitor.stop()
             self._close_means()
+        return not self._has_failed
+
+    def _wait_for_those_that_run(self) -> None:
+        """Without limit while steps may finish; what was told to stop and does not is left behind."""
+        ends_at = None
+        while not self._slots.wait_until_idle(1.0) and not self._superseded.is_set():
+            if self._shutdown.is_set():
+                ends_at = ends_at or time.monotonic() + SHUT_DOWN_LONGEST_S
+                if time.monotonic() > ends_at:
+                    log.error("steps_left", running=self._slots.busy, waited_s=SHUT_DOWN_LONGEST_S)
+                    return
 
     def _close_means(self) -> None:
         self._means.caches.close()
@@ -132,13 +158,14 @@ class Agent:
             self._take_steps()
         except Exception:
             log.exception("polling_failed")
+            self._has_failed = True
             self._draining.set()
 
     def _take_steps(self) -> None:
         while not self._draining.is_set():
             if not self._slots.wait_until_free(IDLE_PAUSE_S):
                 continue
-            if self._lacks_room():
+            if not self._health.may_take_steps():
                 if self._once and self._slots.busy == 0:
                     return
                 self._draining.wait(NO_ROOM_PAUSE_S)
@@ -152,6 +179,8 @@ class Agent:
             for claim in claims:
                 if self._draining.is_set():
                     self._release(claim, "the runner is draining")
+                elif self._health.condition().paused_for_s:
+                    self._release(claim, "the runner pauses")  # it began to while it waited for this
                 else:
                     self._begin(claim)
             if claims:
@@ -159,13 +188,6 @@ class Agent:
                 self._pulse.beat_soon()
             elif self._once and self._slots.busy == 0:
                 return
-
-    def _lacks_room(self) -> bool:
-        """True while too little of the disk is free to take a step; said once when it begins."""
-        lacked, self._room_is_short = self._room_is_short, self._means.disk.is_short
-        if self._room_is_short and not lacked:
-            log.warning("no_steps_taken: less is free on the disk than BUILDMILL_DISK_RESERVE_MB asks for")
-        return self._room_is_short
 
     def _acquire(self, slots: int) -> list[Claim]:
         request_id = self._pending.current(secrets.token_hex(12))
@@ -246,8 +268,13 @@ class Agent:
         self._slots.run(f"step-{attempt.proof.step_id[-8:]}", work)
 
     def _run_step(self, journal: Journal, attempt: Attempt, release: Callable[[], None]) -> None:
+        def completed() -> None:
+            if self._health.note_completion(journal.data.get("completion")):
+                self._pulse.beat_soon()
+            release()
+
         try:
-            StepRun(self._means, journal, attempt, completed=release).run()
+            StepRun(self._means, journal, attempt, completed=completed).run()
             if attempt.shutdown.is_set() and not journal.is_done:
                 with self._lock:
                     self._left_for_later.add(_key(attempt))

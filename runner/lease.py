@@ -11,6 +11,7 @@ import structlog
 from runner.attempt import Attempt
 from runner.client import Client
 from runner.errors import LeaseLost, Refused, Unreachable
+from runner.health import Condition
 from shared.protocol import Heartbeat, Order
 
 log = structlog.get_logger()
@@ -32,6 +33,7 @@ class Pulse:
         free_slots: Callable[[], int],
         is_draining: Callable[[], bool],
         superseded: Callable[[], None],
+        condition: Callable[[], Condition] = Condition,
     ) -> None:
         self._client = client
         self._session = session
@@ -40,6 +42,7 @@ class Pulse:
         self._free_slots = free_slots
         self._is_draining = is_draining
         self._superseded = superseded
+        self._condition = condition
         self._interval_s = 5.0
         self._now = threading.Event()
         self._stopping = threading.Event()
@@ -71,11 +74,15 @@ class Pulse:
 
     def _beat(self) -> None:
         held = {(attempt.proof.step_id, attempt.proof.attempt): attempt for attempt in self._attempts()}
+        condition = self._condition()
         said = Heartbeat(
             session=self._session,
             draining=self._is_draining(),
             slots=self._free_slots(),
             disk_free=shutil.disk_usage(self._state).free,
+            low_disk=condition.low_disk,
+            paused_for_s=condition.paused_for_s,
+            pause_reason=condition.pause_reason,
             attempts=[attempt.report() for attempt in held.values()],
         )
         try:

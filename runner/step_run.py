@@ -527,7 +527,8 @@ class StepRun:
             given_up=self._attempt.abandoned,
             stopping=self._attempt.shutdown,
         )
-        self._advance_as_room_allows(JournalPhase.DONE)
+        self._advance_as_room_allows(JournalPhase.DONE, completion=_dump(said))
+        self._completed()
         self._kill_and_clean_up()
 
     def _with_log_facts(self, said: Completion) -> Completion:

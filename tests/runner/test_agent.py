@@ -10,10 +10,11 @@ import pytest
 
 from runner.cli import make_agent
 from runner.client import Client
-from runner.errors import EngineUnavailable
+from runner.errors import EngineUnavailable, StepError
 from runner.journal import Journal, attempt_dir
 from runner.settings import Settings
 from runner.state_dir import Identity, PendingRequest, save_identity
+from shared.reasons import Reason
 from tests.runner.claims import a_claim
 from tests.runner.state_folder import a_state_folder
 from tests.runner.test_step_run import ADDRESS, Coordinator, refusal
@@ -28,6 +29,7 @@ class Polled(Coordinator):
         self.orders = {}
         self.requests = []
         self.resumed = []
+        self.heartbeats = []
 
     def __call__(self, request):
         if request.url.path.endswith("/acquire"):
@@ -44,6 +46,8 @@ class Polled(Coordinator):
             )
         if verb in ("resume", "heartbeat"):
             told = json.loads(request.content).get("attempts", [])
+            if verb == "heartbeat":
+                self.heartbeats.append(request.content)
             if verb == "resume":
                 self.resumed = [one["stepId"] for one in told]
             orders = [
@@ -230,3 +234,39 @@ def test_no_step_is_taken_while_the_disk_runs_short(new_agent, coordinator):
 
     assert "acquire" not in coordinator.asked
     assert coordinator.claims, "the step waits for another runner, or for room"
+
+
+def test_a_runner_whose_machine_keeps_failing_takes_no_more_and_says_so(new_agent, coordinator, monkeypatch):
+    agent = new_agent(slots=1)
+    monkeypatch.setattr(agent._means.executor, "pull", no_engine)
+    coordinator.claims = [[a_claim(step_id=f"step-{number}")] for number in range(5)]
+
+    live(agent)
+
+    told = [json.loads(body) for body in coordinator.heartbeats]
+    assert coordinator.asked.count("complete") == 3
+    assert len(coordinator.claims) == 2, "the others are for machines that work"
+    assert told[-1]["pausedForS"] > 0
+    assert "internal" in told[-1]["pauseReason"]
+
+
+def no_engine(image, *, deadline_s, progress):
+    raise StepError(Reason.INTERNAL, "the machine is broken")
+
+
+def test_a_claim_that_arrives_when_the_pause_has_begun_goes_back(new_agent, coordinator):
+    agent = new_agent()
+
+    def fail_meanwhile():
+        for _ in range(3):
+            agent._health.note_completion({"status": "failed", "reason": "disk_full"})
+        return httpx.Response(
+            200, json={"claims": [a_claim(step_id="late").model_dump(mode="json", by_alias=True)]}
+        )
+
+    coordinator.answers["acquire"] = [fail_meanwhile]
+
+    live(agent)
+
+    assert "release" in coordinator.asked
+    assert "complete" not in coordinator.asked
