@@ -3,7 +3,7 @@
 Imports go one way; what stands in one pair of braces does not know each other:
 shared
 > {settings, errors, inotify, mask, mounts, slots, deadline, disk, trash, trees, beneath}
-> {durable, credentials, client, executor, insistence, artifacts, layers}
+> {durable, credentials, client, executor, insistence, artifacts, layers, control}
 > {git, journal, blobs, state_dir, cache, workspace, attempt, log_stream}
-> {source, lease, delivery} > means > {janitor, step_run} > agent > cli
+> {source, lease, delivery} > means > {janitor, step_run} > {agent, commands} > cli
 """

@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import closing, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from runner.agent import Agent
 from runner.blobs import LocalBlobs
 from runner.cache import CacheStore
 from runner.client import Client
+from runner.commands import drain, take_over
+from runner.commands import handover as handover_command
+from runner.control import Control, Obedience
 from runner.credentials import load_credentials
 from runner.disk import MIB, DiskGuard
 from runner.errors import BadSetup, Refused, Unauthorized, Unreachable
@@ -43,7 +47,7 @@ PR_SET_PDEATHSIG = 1
 Connect = Callable[[str, str], Client]  # the coordinator's address and the runner's secret
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--coordinator", help="Address of the coordinator (default http://127.0.0.1:3000).")
 @click.option(
     "--state",
@@ -77,31 +81,57 @@ Connect = Callable[[str, str], Client]  # the coordinator's address and the runn
 )
 @click.option("--once", is_flag=True, help="End when there is nothing left to do.")
 @click.option("--with-parent", is_flag=True, help="Hand over when the parent process dies.")
-def runner(once: bool, with_parent: bool, **options: Any) -> None:
+@click.option("--handover", is_flag=True, help="Take over from the process that runs on this state folder.")
+@click.pass_context
+def runner(context: click.Context, /, once: bool, with_parent: bool, handover: bool, **options: Any) -> None:
     """Take steps from a coordinator and run them on this machine.
 
     The first start registers the runner and keeps its secret in the state folder.
     TERM or INT: finish what runs, then end. A second time: stop what runs. USR2: end at once and leave
     everything running for the next process on the same state folder, as an upgrade does.
 
-    Every option but --once is also read from the environment as BUILDMILL_<OPTION>; docs/runner.md has more.
+    Options with a value are also read from the environment as BUILDMILL_<OPTION>; docs/runner.md has more.
     """
+    if context.invoked_subcommand is not None:
+        if any(value is not None for value in options.values()) or once or with_parent or handover:
+            raise click.UsageError(f"options stand behind the word {context.invoked_subcommand}")
+        return
+    settings = _read_settings(options)
+    if not settings.coordinator.startswith(("http://", "https://")):
+        raise click.BadParameter("must begin with http:// or https://", param_hint="--coordinator")
+    state = settings.state.absolute()
     try:
-        settings = Settings(**{name: value for name, value in options.items() if value is not None})
+        with take_over(state) if handover else StateLock(state), closing(_listen(state)) as control:
+            agent = make_agent(settings, once=once)
+            obey_signals(agent)
+            control.serve(Obedience(standing=agent.standing, drain=agent.drain, leave=leave_at_once))
+            if with_parent:
+                hand_over_with_parent()
+            if not agent.run():
+                raise click.ClickException(
+                    "the runner ends because of an error of its own; its log says which"
+                )
+    except BadSetup as error:
+        raise click.ClickException(str(error)) from error
+
+
+runner.add_command(drain)
+runner.add_command(handover_command)
+
+
+def _read_settings(options: dict[str, Any]) -> Settings:
+    try:
+        return Settings(**{name: value for name, value in options.items() if value is not None})
     except ValidationError as error:
         said = "; ".join(f"{item['loc'][0]}: {item['msg']}" for item in error.errors())
         raise click.ClickException(f"settings: {said}") from error
-    if not settings.coordinator.startswith(("http://", "https://")):
-        raise click.BadParameter("must begin with http:// or https://", param_hint="--coordinator")
+
+
+def _listen(state: Path) -> Control:
     try:
-        with StateLock(settings.state.absolute()):
-            agent = make_agent(settings, once=once)
-            obey_signals(agent)
-            if with_parent:
-                hand_over_with_parent()
-            agent.run()
-    except BadSetup as error:
-        raise click.ClickException(str(error)) from error
+        return Control(state)
+    except OSError as error:
+        raise BadSetup(f"no socket can be made in {state}: {error.strerror}") from error
 
 
 def make_agent(settings: Settings, *, once: bool = False, connect: Connect = Client) -> Agent:
@@ -251,13 +281,16 @@ def obey_signals(agent: Agent) -> None:
         else:
             agent.shut_down()
 
-    def hand_over(_number: int, _frame: object) -> None:
-        sys.stdout.flush()
-        os._exit(0)  # everything the next process needs is in the journals
-
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGUSR2, hand_over)
+    signal.signal(signal.SIGUSR2, lambda _number, _frame: leave_at_once())
+
+
+def leave_at_once() -> None:
+    """What a kill does, but with a reason: everything the next process needs is in the journals."""
+    with suppress(RuntimeError, OSError):  # a signal may come in the middle of a write
+        sys.stdout.flush()
+    os._exit(0)
 
 
 def hand_over_with_parent() -> None:

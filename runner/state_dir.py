@@ -19,6 +19,10 @@ log = structlog.get_logger()
 MOST_BYTES = 64 * 1024
 
 
+class FolderInUse(BadSetup):
+    """Another process of this or another runner works in the folder."""
+
+
 class StateLock:
     """Held for as long as a runner uses the folder; the kernel gives it back when the runner dies."""
 
@@ -34,7 +38,7 @@ class StateLock:
         except BlockingIOError as error:
             holder = os.pread(self._fd, 20, 0).decode("ascii", "replace").strip()
             os.close(self._fd)
-            raise BadSetup(
+            raise FolderInUse(
                 f"another runner (process {holder or '?'}) uses {state}: stop it or name another --state"
             ) from error
         os.ftruncate(self._fd, 0)

@@ -8,6 +8,7 @@ Usage: supervisor.py ATTEMPT_DIR WORKSPACE, with the step's environment as its o
 """
 
 import ctypes
+import fcntl
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from typing import Final
 
 RECORD: Final = "supervisor"
 ENDED: Final = "ended"
+ONCE: Final = "once"
 PR_SET_CHILD_SUBREAPER: Final = 36
 _WAITED: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGCHLD)
 _KILL_ROUNDS: Final = 3000
@@ -31,6 +33,9 @@ def main() -> None:
         os._exit(0 if os.read(ready, 1) else 1)
     os.close(ready)
     os.setsid()
+    if not _is_the_first(attempt_dir):
+        os.write(tell, b".")
+        return
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     signal.pthread_sigmask(signal.SIG_BLOCK, _WAITED)  # what comes before the script runs is not lost
     _write(attempt_dir / RECORD, f"{os.getpid()} {began(os.getpid())}\n")
@@ -39,6 +44,16 @@ def main() -> None:
     code = _stay(_start_launcher(attempt_dir, workspace))
     _kill_until_none()
     _write(attempt_dir / ENDED, f"{code}\n")
+
+
+def _is_the_first(attempt_dir: Path) -> bool:
+    """False when another supervisor is or was with this attempt: a killed runner had just started it."""
+    lock = os.open(attempt_dir / ONCE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends
+    except BlockingIOError:
+        return False
+    return not (attempt_dir / RECORD).exists()
 
 
 def began(pid: int) -> str:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,20 @@ def test_a_second_start_runs_nothing_twice(executor, tmp_path) -> None:
     executor.wait(job, timeout_s=20)
 
     assert log_of(job) == "once\n"
+
+
+def test_a_start_on_its_way_and_the_next_runner_start_run_the_script_once(executor, tmp_path) -> None:
+    """A killed runner's supervisor may come up just when the next process looks for one."""
+    job = a_job(tmp_path, f"echo x >> {tmp_path}/ran; sleep 0.5")
+    executor.create(job)
+
+    with ThreadPoolExecutor(4) as pool:
+        for started in [pool.submit(executor.start, job) for _ in range(4)]:
+            started.result()
+    ended = executor.wait(job, timeout_s=30)
+
+    assert ended.succeeded
+    assert (tmp_path / "ran").read_text() == "x\n"
 
 
 def test_waiting_ends_with_its_time_while_the_step_runs_on(executor, tmp_path) -> None:
