@@ -1,8 +1,11 @@
-"""What belongs to no surface: health, readiness, the specification and a page to try it."""
+"""What belongs to no surface: health, readiness, metrics, the specification and a page to try it."""
+
+from datetime import timedelta
 
 from starlette.responses import Response
 
-from coordinator.api import try_page
+from coordinator.actions.take_measure import take_measure
+from coordinator.api import metrics, try_page
 from coordinator.api.build_server.operations import error, operation
 from coordinator.api.build_server.shapes import Health
 from coordinator.api.endpoint import Answer, Call, Endpoint, json_answer
@@ -11,6 +14,7 @@ from coordinator.rules.access import Audience, Policy
 from coordinator.store.health import is_answering
 
 _ANYONE = Policy(Audience.ANYONE, "health:read")
+_WATCHER = Policy(Audience.USER, "metrics:read")
 _READER = Policy(Audience.ANYONE, "specification:read")
 
 
@@ -38,6 +42,14 @@ async def show_try_page(_call: Call) -> Response:
         media_type="text/html; charset=utf-8",
         headers={"Content-Security-Policy": try_page.CONTENT_SECURITY_POLICY},
     )
+
+
+async def show_metrics(call: Call) -> Response:
+    """Counts for whoever watches from outside."""
+    lost_after = timedelta(seconds=call.state.settings.lost_after)
+    measure = await call.read(take_measure, now=call.state.clock(), lost_after=lost_after)
+    text = metrics.render_metrics(measure, call.state.tally, call.state.lanes.waiting)
+    return Response(text, media_type=metrics.MEDIA_TYPE)
 
 
 PLAIN_ENDPOINTS: list[Endpoint] = [
@@ -77,5 +89,14 @@ PLAIN_ENDPOINTS: list[Endpoint] = [
         tag="Specification",
         policy=_READER,
         ok={200: Answer("The page", str, "text/html")},
+    ),
+    operation(
+        "GET",
+        "/metrics",
+        show_metrics,
+        "Counts in the text format of Prometheus",
+        tag="Health",
+        policy=_WATCHER,
+        ok={200: Answer("Every count with its meaning", str, "text/plain")},
     ),
 ]

@@ -6,6 +6,7 @@ from coordinator.bell import Bell
 from coordinator.settings import Settings
 from coordinator.site import Site
 from coordinator.store.lanes import Lanes
+from coordinator.tally import Tally
 from shared.clock import Clock
 
 
@@ -28,3 +29,4 @@ class AppState:
     clock: Clock
     credentials: Credentials
     specification: bytes = b"{}"
+    tally: Tally = field(default_factory=Tally)

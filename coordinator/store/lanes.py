@@ -87,6 +87,11 @@ class Lanes:
         result: T = outcome[0]
         return result
 
+    @property
+    def waiting(self) -> dict[str, int]:
+        """How many transactions of each kind have not begun yet."""
+        return {"read": self._reads.qsize(), "write": self._writes.qsize()}
+
     def close(self) -> None:
         """Finish what has been handed in, then stop the threads."""
         self._closed = True

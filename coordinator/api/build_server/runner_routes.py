@@ -75,6 +75,7 @@ async def acquire(call: Call) -> Response:
         try:
             claims = await call.write(acquire_steps, call.state.site, call.caller, said)
             if claims:
+                call.state.tally.claims += len(claims)
                 return json_answer(Claims(claims=claims))
             left = deadline - loop.time()
             if left <= 0 or not await call.read(may_wait, call.caller, said):
@@ -245,6 +246,7 @@ async def complete_step(call: Call) -> Response:
         step = (site, call.caller, step_id, proof)
         sealed = EMPTY_LOG if call.body.log_size == 0 else await _seal(call, step)
         verdict = await call.write(complete_step_action, *step, call.body, sealed)
+    call.state.tally.completions[call.body.status] += 1
     call.state.bell.ring(READY, log_topic(step_id))
     return json_answer(_completed(verdict))
 
