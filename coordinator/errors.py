@@ -7,7 +7,8 @@ CoordinatorError
 ├── Unauthenticated    no credential, or one that does not count
 ├── Denied             the caller is known and may not
 ├── NotFound           no such thing, or none the caller may see
-│   └── BlobGone         an input is named, and its bytes are lost
+│   ├── BlobGone         an input is named, and its bytes are lost
+│   └── Expired          it was there, and was not kept any longer
 ├── Conflict           the thing is not in a state for this
 │   ├── AlreadyExists    its name is taken
 │   ├── InUse            something still needs it
@@ -77,6 +78,12 @@ class BlobGone(NotFound):
     """The bytes of an input are lost; the step that asks for them still belongs to its runner."""
 
     code = "blob_gone"
+
+
+class Expired(NotFound):
+    """It was there, and retention has deleted it."""
+
+    code = "expired"
 
 
 class Conflict(CoordinatorError):

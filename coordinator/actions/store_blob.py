@@ -5,10 +5,11 @@ from datetime import datetime
 from sqlmodel import Session
 
 from coordinator.actions.leased_step import LeaseProof, get_leased_step
-from coordinator.errors import NotFound, TooLarge
+from coordinator.errors import NotFound, TooLarge, Unavailable
 from coordinator.rules.access import Caller
 from coordinator.site import Site
 from coordinator.store import artifacts
+from coordinator.store.dialect import hold_names
 
 
 def expect_blob(
@@ -37,6 +38,9 @@ def store_blob(
 ) -> None:
     """The project has these bytes from now on; they lie verified in the store already."""
     step = get_leased_step(tx, site, caller, step_id, proof)
+    hold_names(tx, [sha256])
+    if not site.blobs.has(sha256, size):
+        raise Unavailable("these bytes have just been deleted; send them again")
     artifacts.insert_blob(tx, project_id=step.project_id, sha256=sha256, size=size, now=now)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, func, insert, select
+from sqlalchemy import Select, func, insert, select, update
 from sqlalchemy.engine import Row
 from sqlmodel import Session
 
@@ -44,23 +44,33 @@ _COUNT_INPUTS = _of_all_behind(select(func.count()).select_from(ARTIFACTS))
 
 
 def insert_blob(tx: Session, *, project_id: str, sha256: str, size: int, now: datetime) -> bool:
+    """The project has this blob and wants it; False when it had it before."""
     row = {"project_id": project_id, "sha256": sha256, "size": size, "created_at": now}
-    return insert_if_absent(tx, BLOBS, row)
+    if insert_if_absent(tx, BLOBS, row):
+        return True
+    is_it = (BLOBS.c.project_id == project_id, BLOBS.c.sha256 == sha256)
+    tx.connection().execute(update(BLOBS).where(*is_it).values(created_at=now, unused_since=None))
+    return False
 
 
 def find_blob_size(tx: Session, project_id: str, sha256: str) -> int | None:
-    statement = select(BLOBS.c.size).where(BLOBS.c.project_id == project_id, BLOBS.c.sha256 == sha256)
+    """The size of a blob that stays; bytes that may soon go have to be sent again."""
+    statement = select(BLOBS.c.size).where(
+        BLOBS.c.project_id == project_id, BLOBS.c.sha256 == sha256, BLOBS.c.unused_since.is_(None)
+    )
     size = tx.connection().execute(statement).scalar_one_or_none()
     return None if size is None else int(size)
 
 
 def list_blob_sizes(tx: Session, project_id: str, digests: Collection[str]) -> dict[str, int]:
-    """The sizes of those of the digests that the project has stored."""
+    """The sizes of those of the digests that the project has stored; none of them goes meanwhile."""
     wanted = sorted(set(digests))
     sizes: dict[str, int] = {}
     for start in range(0, len(wanted), 500):
-        statement = select(BLOBS.c.sha256, BLOBS.c.size).where(
-            BLOBS.c.project_id == project_id, BLOBS.c.sha256.in_(wanted[start : start + 500])
+        statement = (
+            select(BLOBS.c.sha256, BLOBS.c.size)
+            .where(BLOBS.c.project_id == project_id, BLOBS.c.sha256.in_(wanted[start : start + 500]))
+            .with_for_update(read=True, key_share=True)
         )
         sizes |= {row.sha256: row.size for row in tx.connection().execute(statement)}
     return sizes

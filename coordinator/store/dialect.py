@@ -2,14 +2,14 @@
 
 import importlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sqlalchemy import Engine, Table, create_engine, event, make_url
+from sqlalchemy import Engine, Table, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, OperationalError
@@ -141,6 +141,15 @@ def is_bad_text(error: DBAPIError) -> bool:
 def is_outage(error: DBAPIError) -> bool:
     """True when the database is away, full or locked rather than the statement wrong."""
     return isinstance(error, OperationalError) or error.connection_invalidated
+
+
+def hold_names(tx: Session, names: Collection[str]) -> None:
+    """Until the transaction ends nobody else holds any of these names; each is waited for."""
+    if tx.get_bind().dialect.name == "sqlite":
+        return  # one writes at a time
+    statement = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
+    for name in sorted(names):
+        tx.connection().execute(statement, {"name": name})
 
 
 def insert_if_absent(tx: Session, table: Table, row: dict[str, Any]) -> bool:
