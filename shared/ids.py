@@ -29,7 +29,7 @@ def is_id(text: str) -> bool:
 
 def _next_tick() -> int:
     """The time in 4096ths of a millisecond, and never the same twice."""
-    global _last  # noqa: PLW0603 - the order is the process's, not a caller's
+    global _last
     milliseconds, rest = divmod(time.time_ns(), 1_000_000)
     now = (milliseconds & (2**48 - 1)) << 12 | int(rest / _TICK_NS)
     with _lock:

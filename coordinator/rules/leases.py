@@ -1,7 +1,6 @@
 """Who holds a step: the proof of a lease, and when an attempt that failed may run again."""
 
 import base64
-import hashlib
 import hmac
 from datetime import timedelta
 
@@ -13,7 +12,7 @@ MAX_INFRASTRUCTURE_RETRIES = 2
 def lease_token(key: bytes, *, step_id: str, attempt: int, runner_id: str, request_id: str) -> str:
     """The proof that this runner holds this attempt. Nothing secret is stored: it can be made again."""
     said = "|".join((step_id, str(attempt), runner_id, request_id)).encode()
-    digest = hmac.new(key, said, hashlib.sha256).digest()
+    digest = hmac.digest(key, said, "sha256")
     return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
 
 

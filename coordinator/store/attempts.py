@@ -9,6 +9,7 @@ from sqlalchemy import Update, case, insert, select, update
 from sqlalchemy.engine import Row
 from sqlmodel import Session
 
+from coordinator.store.prepared import Found, Prepared
 from coordinator.store.statements import as_new, given, new_values
 from coordinator.tables import StepAttempt, table_of
 
@@ -16,8 +17,8 @@ ATTEMPTS = table_of(StepAttempt)
 
 _IS_IT = (ATTEMPTS.c.step_id == given(ATTEMPTS.c.step_id), ATTEMPTS.c.attempt == given(ATTEMPTS.c.attempt))
 _INSERT = insert(ATTEMPTS)
-_FIND = select(ATTEMPTS).where(*_IS_IT)
-_USED = (
+_FIND = Prepared(select(ATTEMPTS).where(*_IS_IT))
+_USED = Prepared(
     select(ATTEMPTS.c.step_id)
     .where(
         ATTEMPTS.c.runner_id == given(ATTEMPTS.c.runner_id),
@@ -46,30 +47,34 @@ def insert_attempts(tx: Session, steps: Sequence[Any], *, now: datetime) -> None
     tx.connection().execute(_INSERT, rows)
 
 
-def find_attempt(tx: Session, step_id: str, attempt: int) -> Row[Any] | None:
+def find_attempt(tx: Session, step_id: str, attempt: int) -> Found | None:
     which = {"the_step_id": step_id, "the_attempt": attempt}
-    return tx.connection().execute(_FIND, which).one_or_none()
+    return _FIND.first(tx, which)
 
 
 def change_attempt(tx: Session, step_id: str, attempt: int, **values: Any) -> None:
     which = {"the_step_id": step_id, "the_attempt": attempt}
-    tx.connection().execute(_change(tuple(values)), which | as_new(values))
+    _change(tuple(values)).run(tx, which | as_new(values))
 
 
 def end_attempt(tx: Session, step_id: str, attempt: int, **values: Any) -> None:
     """`change_attempt` for the last time: its log is whole now, unless it was cut at the limit."""
     which = {"the_step_id": step_id, "the_attempt": attempt}
-    tx.connection().execute(_end(tuple(values)), which | as_new(values))
+    _end(tuple(values)).run(tx, which | as_new(values))
 
 
 @functools.cache
-def _end(names: tuple[str, ...]) -> Update:
+def _end(names: tuple[str, ...]) -> Prepared:
     log_state = case((ATTEMPTS.c.log_state == "truncated", "truncated"), else_="complete")
-    return _change(names).values(log_state=log_state)
+    return Prepared(_changing(names).values(log_state=log_state))
 
 
 @functools.cache
-def _change(names: tuple[str, ...]) -> Update:
+def _change(names: tuple[str, ...]) -> Prepared:
+    return Prepared(_changing(names))
+
+
+def _changing(names: tuple[str, ...]) -> Update:
     return update(ATTEMPTS).where(*_IS_IT).values(new_values(ATTEMPTS, names))
 
 
@@ -85,4 +90,4 @@ def list_attempts(tx: Session, step_ids: Sequence[str]) -> dict[str, list[Row[An
 def was_request_used(tx: Session, *, runner_id: str, request_id: str) -> bool:
     """True when this acquire has been answered with steps before."""
     which = {"the_runner_id": runner_id, "the_request_id": request_id}
-    return tx.connection().execute(_USED, which).first() is not None
+    return _USED.first(tx, which) is not None

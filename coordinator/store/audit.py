@@ -4,14 +4,18 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, insert
+from sqlalchemy import bindparam, func, insert
 from sqlmodel import Session, col, select
 
 from coordinator.rules.access import Caller
+from coordinator.store.prepared import Prepared
 from coordinator.tables import AuditLog, table_of
 from shared.ids import new_id
 
-_INSERT = insert(table_of(AuditLog))
+_AUDIT = table_of(AuditLog)
+_INSERT = Prepared(
+    insert(_AUDIT).values({column.name: bindparam(column.name, type_=column.type) for column in _AUDIT.c})
+)
 
 
 def record(
@@ -26,7 +30,7 @@ def record(
 ) -> None:
     """Write down who did what, in the transaction of the change itself."""
     row = _row(caller, action, project_id, tenant_id or caller.tenant_id, details, now)
-    tx.connection().execute(_INSERT, row)
+    _INSERT.run(tx, row)
 
 
 def record_each(
@@ -42,7 +46,7 @@ def record_each(
         _row(caller, action, project_id, caller.tenant_id, details, now) for project_id, details in happened
     ]
     if rows:
-        tx.connection().execute(_INSERT, rows)
+        _INSERT.run_each(tx, rows)
 
 
 def record_step(

@@ -4,13 +4,14 @@ import functools
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Update, func, update
+from sqlalchemy import func, update
 from sqlalchemy import select as core_select
 from sqlalchemy.engine import Row
 from sqlmodel import Session, col, select
 
 from coordinator.errors import Conflict, NotFound
 from coordinator.rules.transitions import BUILD_TRANSITIONS, BuildEvent
+from coordinator.store.prepared import Found, Prepared
 from coordinator.store.statements import among, as_new, given, given_any, new_values
 from coordinator.tables import Build, table_of
 from shared.states import FINAL_BUILD_STATES
@@ -44,11 +45,10 @@ def list_builds(tx: Session, project_id: str, *, limit: int, offset: int) -> tup
 
 
 _IS_IT = BUILDS.c.id == given(BUILDS.c.id)
-_LOCK = (
+_LOCK = Prepared(
     core_select(
         BUILDS.c.id,
         BUILDS.c.state,
-        BUILDS.c.reason,
         BUILDS.c.round,
         BUILDS.c.cancel_requested_at,
         BUILDS.c.project_id,
@@ -65,9 +65,9 @@ _BEGIN = (
 )
 
 
-def lock_build(tx: Session, build_id: str) -> Any:
+def lock_build(tx: Session, build_id: str) -> Found:
     """Hold the build until the transaction ends: always before any of its steps is settled."""
-    row = tx.connection().execute(_LOCK, {"the_id": build_id}).one_or_none()
+    row = _LOCK.first(tx, {"the_id": build_id})
     if row is None:
         raise NotFound("no such build")
     return row
@@ -76,13 +76,13 @@ def lock_build(tx: Session, build_id: str) -> Any:
 def move_build(tx: Session, build_id: str, event: BuildEvent, **values: Any) -> bool:
     """Apply `event` if the build stands where it may; False when it does not."""
     which = {"the_id": build_id}
-    return tx.connection().execute(_move(event, tuple(values)), which | as_new(values)).rowcount == 1
+    return _move(event, tuple(values)).run(tx, which | as_new(values)) == 1
 
 
 @functools.cache
-def _move(event: BuildEvent, names: tuple[str, ...]) -> Update:
+def _move(event: BuildEvent, names: tuple[str, ...]) -> Prepared:
     sources, target = BUILD_TRANSITIONS[event]
-    return (
+    return Prepared(
         update(BUILDS)
         .where(_IS_IT, among(BUILDS.c.state, sources))
         .values(state=target, **new_values(BUILDS, names))

@@ -9,13 +9,14 @@ from sqlalchemy.engine import Row
 from sqlmodel import Session, col, select
 
 from coordinator.store.lane_session import needs_locks
+from coordinator.store.prepared import Found, Prepared
 from coordinator.store.statements import given
 from coordinator.tables import Runner, table_of
 
 RUNNERS = table_of(Runner)
 
-_FIND = core_select(RUNNERS).where(RUNNERS.c.id == given(RUNNERS.c.id))
-_LOCK = core_select(RUNNERS.c.id).where(RUNNERS.c.id == given(RUNNERS.c.id)).with_for_update()
+_FIND = Prepared(core_select(RUNNERS).where(RUNNERS.c.id == given(RUNNERS.c.id)))
+_LOCK = Prepared(core_select(RUNNERS.c.id).where(RUNNERS.c.id == given(RUNNERS.c.id)).with_for_update())
 
 
 def insert_runner(tx: Session, runner: Runner) -> None:
@@ -31,14 +32,14 @@ def find_runner_by_secret(tx: Session, secret_hash: bytes) -> Row[Any] | None:
     return tx.connection().execute(statement).one_or_none()
 
 
-def find_runner(tx: Session, runner_id: str) -> Row[Any] | None:
-    return tx.connection().execute(_FIND, {"the_id": runner_id}).one_or_none()
+def find_runner(tx: Session, runner_id: str) -> Found | None:
+    return _FIND.first(tx, {"the_id": runner_id})
 
 
 def lock_runner(tx: Session, runner_id: str) -> None:
     """Hold the runner until the transaction ends: what it asks twice at once is answered in turn."""
     if needs_locks(tx):
-        tx.connection().execute(_LOCK, {"the_id": runner_id})
+        _LOCK.first(tx, {"the_id": runner_id})
 
 
 def list_runners(tx: Session) -> list[Runner]:

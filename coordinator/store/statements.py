@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import BindParameter, Column, ColumnElement, Table, bindparam
+from sqlalchemy import BindParameter, Column, ColumnElement, Table, bindparam, literal
 
 
 def given(column: Column[Any]) -> BindParameter[Any]:
@@ -20,7 +20,7 @@ def among(column: Column[Any], values: Collection[str]) -> ColumnElement[bool]:
     """The column has one of these fixed values."""
     if len(values) == 1:
         return column == next(iter(values))
-    return column.in_(sorted(values))
+    return column.in_([literal(value) for value in sorted(values)])  # as parameters, not as one list
 
 
 def new_values(table: Table, names: Iterable[str]) -> dict[str, BindParameter[Any]]:

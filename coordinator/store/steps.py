@@ -5,12 +5,13 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Integer, Update, UpdateBase, bindparam, exists, func, insert, or_, select, update
+from sqlalchemy import Integer, UpdateBase, bindparam, exists, func, insert, or_, select, update
 from sqlalchemy.engine import Row
 from sqlmodel import Session
 
 from coordinator.errors import NotFound
 from coordinator.rules.transitions import STEP_TRANSITIONS, StepEvent
+from coordinator.store.prepared import Found, Prepared
 from coordinator.store.rounds import IS_LATEST
 from coordinator.store.statements import among, as_new, given, given_any, new_values
 from coordinator.tables import Step, StepDependency, StepLabel, table_of
@@ -23,10 +24,12 @@ _WAITING = STEPS.alias("waiting")
 
 _IS_IT = STEPS.c.id == given(STEPS.c.id)
 _OF_BUILD = STEPS.c.build_id == given(STEPS.c.build_id)
-_FIND = select(STEPS).where(_IS_IT)
+_FIND = Prepared(select(STEPS).where(_IS_IT))
 _LIST = select(STEPS).where(_OF_BUILD, IS_LATEST).order_by(STEPS.c.position)
 _BY_ID = select(STEPS).where(given_any(STEPS.c.id))
-_COUNT_STATES = select(STEPS.c.state, func.count()).where(_OF_BUILD).group_by(STEPS.c.state)
+_COUNT_STATES = Prepared(
+    select(STEPS.c.state, func.count().label("count")).where(_OF_BUILD).group_by(STEPS.c.state)
+)
 _ARROWS = select(DEPENDENCIES.c.step_id, DEPENDENCIES.c.depends_on_id).where(
     DEPENDENCIES.c.build_id == given(DEPENDENCIES.c.build_id)
 )
@@ -135,11 +138,11 @@ def never_claimed(*, is_ready: bool, now: datetime) -> dict[str, Any]:
     }
 
 
-def find_step(tx: Session, step_id: str) -> Row[Any] | None:
-    return tx.connection().execute(_FIND, {"the_id": step_id}).one_or_none()
+def find_step(tx: Session, step_id: str) -> Found | None:
+    return _FIND.first(tx, {"the_id": step_id})
 
 
-def get_step(tx: Session, step_id: str) -> Row[Any]:
+def get_step(tx: Session, step_id: str) -> Found:
     row = find_step(tx, step_id)
     if row is None:
         raise NotFound("no such step")
@@ -204,11 +207,11 @@ def move_step(
     if unheard_since is not None:
         which["the_last_seen_at"] = unheard_since
     statement = _move(event, tuple(values), tuple(which), attempt_after)
-    return tx.connection().execute(statement, which | as_new(values)).rowcount == 1
+    return statement.run(tx, which | as_new(values)) == 1
 
 
 @functools.cache
-def _move(event: StepEvent, names: tuple[str, ...], which: tuple[str, ...], attempt_after: bool) -> Update:
+def _move(event: StepEvent, names: tuple[str, ...], which: tuple[str, ...], attempt_after: bool) -> Prepared:
     sources, target = STEP_TRANSITIONS[event]
     conditions = [_IS_IT, among(STEPS.c.state, sources)]
     if "the_attempt" in which:
@@ -218,19 +221,19 @@ def _move(event: StepEvent, names: tuple[str, ...], which: tuple[str, ...], atte
     values: dict[str, Any] = {"state": target, **new_values(STEPS, names)}
     if attempt_after:
         values["attempt"] = STEPS.c.attempt + 1
-    return update(STEPS).where(*conditions).values(values)
+    return Prepared(update(STEPS).where(*conditions).values(values))
 
 
 def change_attempt(tx: Session, step_id: str, attempt: int, **values: Any) -> bool:
     """Change facts of a leased step without moving it; False when the attempt is no longer current."""
     which = {"the_id": step_id, "the_attempt": attempt}
-    return tx.connection().execute(_change(tuple(values)), which | as_new(values)).rowcount == 1
+    return _change(tuple(values)).run(tx, which | as_new(values)) == 1
 
 
 @functools.cache
-def _change(names: tuple[str, ...]) -> Update:
+def _change(names: tuple[str, ...]) -> Prepared:
     is_current = STEPS.c.attempt == given(STEPS.c.attempt)
-    return (
+    return Prepared(
         update(STEPS)
         .where(_IS_IT, is_current, among(STEPS.c.state, LEASED_STEP_STATES))
         .values(new_values(STEPS, names))
@@ -292,7 +295,7 @@ def cancel_waiting(tx: Session, build_id: str, *, reason: str, now: datetime) ->
 def count_states(tx: Session, build_id: str) -> dict[StepState, int]:
     """How many rows stand where; of those that have not ended all count, as each is its step's latest."""
     which = {"the_build_id": build_id}
-    return {StepState(state): count for state, count in tx.connection().execute(_COUNT_STATES, which)}
+    return {StepState(found.state): found.count for found in _COUNT_STATES.all(tx, which)}
 
 
 def find_first_reason(tx: Session, build_id: str) -> str | None:

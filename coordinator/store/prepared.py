@@ -1,0 +1,165 @@
+"""Statements that run all the time: compiled once, then handed straight to the database's driver.
+
+The library that builds our SQL spends several times as much on running a statement as the database does.
+It still builds these and says how each value is written and read; only the running is left to the driver.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+from sqlalchemy import ColumnElement, Dialect, Executable
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlmodel import Session
+
+Processor = Callable[[Any], Any]
+Shape = Mapping[str, tuple[int, Processor | None]]
+
+
+class Found:
+    """One row; a value is turned into what it means when it is asked for, as most never are."""
+
+    __slots__ = ("_shape", "_values")
+
+    def __init__(self, shape: Shape, values: Sequence[Any]) -> None:
+        self._shape = shape
+        self._values = values
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            index, process = self._shape[name]
+        except KeyError:
+            raise AttributeError(name) from None
+        value = self._values[index]
+        return value if process is None else process(value)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (getattr(self, name) for name in self._shape)
+
+    def __repr__(self) -> str:
+        return f"Found({', '.join(self._shape)})"
+
+
+class Prepared:
+    """One statement. Its parameters are those it was built with; each run names all of them."""
+
+    def __init__(self, statement: Executable) -> None:
+        self._statement = statement
+        self._compiled: dict[str, _Compiled] = {}
+
+    def all(self, tx: Session, values: Mapping[str, Any]) -> list[Found]:
+        """Every row that the statement gives back."""
+        compiled = self._for(tx)
+        rows = compiled.execute(tx, values).fetchall()
+        return [Found(compiled.shape, row) for row in rows]
+
+    def first(self, tx: Session, values: Mapping[str, Any]) -> Found | None:
+        """The first row, or None."""
+        compiled = self._for(tx)
+        row = compiled.execute(tx, values).fetchone()
+        return None if row is None else Found(compiled.shape, row)
+
+    def run(self, tx: Session, values: Mapping[str, Any]) -> int:
+        """For its effect; returns how many rows it met."""
+        count: int = self._for(tx).execute(tx, values).rowcount
+        return count
+
+    def run_each(self, tx: Session, rows: Sequence[Mapping[str, Any]]) -> None:
+        """For its effect, once for each of these."""
+        self._for(tx).execute_many(tx, rows)
+
+    def _for(self, tx: Session) -> "_Compiled":
+        dialect = tx.connection().dialect
+        found = self._compiled.get(dialect.name)
+        if found is None:
+            found = self._compiled[dialect.name] = _Compiled(self._statement, dialect)
+        return found
+
+
+class _Compiled:
+    """A statement in the words of one database."""
+
+    def __init__(self, statement: Executable, dialect: Dialect) -> None:
+        compiled: SQLCompiler = statement.compile(dialect=dialect)  # type: ignore[attr-defined]
+        self._dialect = dialect
+        self._error: type[Exception] = dialect.dbapi.Error  # type: ignore[union-attr]
+        self._sql = str(compiled)
+        self._order: list[str] | None = compiled.positiontup
+        fixed = dict(compiled.construct_params(_check=False))
+        self._processors: dict[str, Processor] = {}
+        self._required: set[str] = set()
+        for name, bind in compiled.binds.items():
+            process = bind.type.dialect_impl(dialect).bind_processor(dialect)
+            if bind.required:
+                self._required.add(name)
+                fixed.pop(name, None)
+                if process is not None:
+                    self._processors[name] = process
+            elif process is not None and name in fixed:
+                fixed[name] = process(fixed[name])
+        self._fixed = fixed
+        self._pick = _picker(self._order)
+        self.shape: Shape = {
+            str(column.key): (index, _reader(column, dialect))
+            for index, column in enumerate(_columns(statement))
+        }
+
+    def execute(self, tx: Session, values: Mapping[str, Any]) -> Any:
+        cursor = tx.connection().connection.dbapi_connection.cursor()  # type: ignore[union-attr]
+        parameters = self._parameters(values)
+        try:
+            cursor.execute(self._sql, parameters)
+        except self._error as error:
+            raise self._said(error, parameters) from error
+        return cursor
+
+    def execute_many(self, tx: Session, rows: Sequence[Mapping[str, Any]]) -> None:
+        cursor = tx.connection().connection.dbapi_connection.cursor()  # type: ignore[union-attr]
+        parameters = [self._parameters(row) for row in rows]
+        try:
+            cursor.executemany(self._sql, parameters)
+        except self._error as error:
+            raise self._said(error, parameters) from error
+
+    def _parameters(self, values: Mapping[str, Any]) -> Any:
+        if values.keys() != self._required:
+            raise TypeError(f"needs {sorted(self._required)}, not {sorted(values)}")
+        filled = {**self._fixed, **values}
+        for name, process in self._processors.items():
+            filled[name] = process(filled[name])
+        return self._pick(filled)
+
+    def _said(self, error: Exception, parameters: Any) -> BaseException:
+        """The error as the library would have raised it."""
+        return DBAPIError.instance(
+            self._sql,
+            parameters,
+            error,
+            self._error,
+            hide_parameters=True,
+            connection_invalidated=self._dialect.is_disconnect(error, None, None),  # type: ignore[arg-type]
+            dialect=self._dialect,
+        )
+
+
+def _picker(order: list[str] | None) -> Callable[[dict[str, Any]], Any]:
+    """What the driver takes: values in their order, or the names with their values."""
+    if order is None:
+        return lambda filled: filled
+    if not order:
+        return lambda _: ()
+    if len(order) == 1:
+        (only,) = order
+        return lambda filled: (filled[only],)
+    return itemgetter(*order)
+
+
+def _columns(statement: Any) -> list[ColumnElement[Any]]:
+    if statement.is_select:
+        return list(statement.selected_columns)
+    return [described["expr"] for described in statement.returning_column_descriptions]
+
+
+def _reader(column: ColumnElement[Any], dialect: Dialect) -> Processor | None:
+    return column.type.dialect_impl(dialect).result_processor(dialect, None)
