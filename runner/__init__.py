@@ -5,5 +5,5 @@ shared
 > {settings, errors, inotify, mask, mounts, slots, deadline, disk, trash, trees, beneath}
 > {durable, credentials, client, executor, insistence, artifacts, layers, control}
 > {git, journal, blobs, state_dir, cache, workspace, attempt, log_stream}
-> {source, lease, delivery} > means > {janitor, step_run} > {agent, commands} > cli
+> {source, lease, delivery} > means > {janitor, cleaning} > step_run > {agent, commands} > cli
 """

@@ -17,7 +17,7 @@ from runner.errors import LeaseLost, Refused, StepError, Unreachable
 from runner.health import Health
 from runner.insistence import insist
 from runner.janitor import Janitor
-from runner.journal import Journal, attempt_dir, open_journals
+from runner.journal import Journal, JournalPhase, attempt_dir, open_journals
 from runner.lease import Pulse
 from runner.means import Means
 from runner.slots import Slots
@@ -297,8 +297,11 @@ class Agent:
                 self._set_aside(journal, error)
                 continue
             proof = Proof(claim.step_id, claim.attempt, claim.lease)
-            held[claim.step_id, claim.attempt] = (journal, Attempt(proof, phase=Phase.RUNNING))
-        said = Resume(session=self._session, attempts=[attempt.report() for _, attempt in held.values()])
+            is_over = not journal.phase.is_before(JournalPhase.CLEANING)
+            attempt = Attempt(proof, phase=Phase.RUNNING, is_over=is_over)
+            held[claim.step_id, claim.attempt] = (journal, attempt)
+        asked = [attempt.report() for _, attempt in held.values() if not attempt.is_over]
+        said = Resume(session=self._session, attempts=asked)
         try:
             answer: Orders = insist(
                 lambda: self._means.client.resume(said),

@@ -15,7 +15,7 @@ class Attempt:
     phase: Phase = Phase.PULLING
     log_size: int = 0
     cancel_reason: str = ""
-    grace_s: int = 10
+    is_over: bool = False  # the coordinator has nothing more to say about it, and is not asked
     told: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)
     abandoned: threading.Event = field(default_factory=threading.Event)
@@ -33,13 +33,13 @@ class Attempt:
     def obey(self, order: Order) -> None:
         """Take an order; what was ordered is never taken back."""
         if order.action is Action.CANCEL:
-            self.cancel(order.reason or "cancelled", order.grace_s)
+            self.cancel(order.reason or "cancelled")
         elif order.action is Action.ABANDON:
             self.abandon()
 
-    def cancel(self, reason: str, grace_s: int = 10) -> None:
+    def cancel(self, reason: str) -> None:
         if not self.cancelled.is_set():
-            self.cancel_reason, self.grace_s = reason, grace_s
+            self.cancel_reason = reason
             self.cancelled.set()
             self.told.set()
 

@@ -125,15 +125,26 @@ class Client:
         answer = self._send("HEAD", _blob(proof, sha256), headers=proof.headers(), accept={404})
         return answer.status_code == 200
 
-    def put_blob(self, proof: Proof, sha256: str, path: Path, size: int) -> None:
-        """Send a file whole or, when it is large, in parts that go on where the last one ended."""
+    def put_blob(
+        self,
+        proof: Proof,
+        sha256: str,
+        path: Path,
+        size: int,
+        *,
+        before_each: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Send a file whole or, when it is large, in parts that go on where the last one ended.
+
+        `before_each` piece of it may raise and so end the sending.
+        """
         if size <= paths.BLOB_PART_BYTES:
-            self._put(proof, sha256, path, 0, size, size)
+            self._put(proof, sha256, path, 0, size, size, before_each)
             return
         offset, tries = 0, 0
         while offset < size:
             end = min(size, offset + paths.BLOB_PART_BYTES)
-            received = self._put(proof, sha256, path, offset, end, size)
+            received = self._put(proof, sha256, path, offset, end, size, before_each)
             if received is None:
                 return
             tries = 0 if received > offset else tries + 1
@@ -141,14 +152,23 @@ class Client:
                 raise Unreachable(f"the upload of {sha256} does not get beyond {received} bytes")
             offset = received
 
-    def _put(self, proof: Proof, sha256: str, path: Path, start: int, end: int, size: int) -> int | None:
+    def _put(
+        self,
+        proof: Proof,
+        sha256: str,
+        path: Path,
+        start: int,
+        end: int,
+        size: int,
+        before_each: Callable[[], None],
+    ) -> int | None:
         headers = {**proof.headers(), "Content-Length": str(end - start)}
         if (start, end) != (0, size):
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
         answer = self._send(
             "PUT",
             _blob(proof, sha256),
-            content=_read_part(path, start, end),
+            content=_read_part(path, start, end, before_each),
             headers=headers,
             accept={308},
         )
@@ -235,11 +255,12 @@ def _body(said: BaseModel) -> bytes:
     return said.model_dump_json(by_alias=True, exclude_none=True).encode()
 
 
-def _read_part(path: Path, start: int, end: int) -> Iterator[bytes]:
+def _read_part(path: Path, start: int, end: int, before_each: Callable[[], None]) -> Iterator[bytes]:
     with path.open("rb") as file:
         file.seek(start)
         left = end - start
         while left > 0 and (data := file.read(min(CHUNK, left))):
+            before_each()
             left -= len(data)
             yield data
 

@@ -33,6 +33,7 @@ class JournalPhase(StrEnum):
     COLLECTING = "collecting"
     UPLOADING = "uploading"
     COMPLETING = "completing"
+    CLEANING = "cleaning"  # cancelled or given up: what is left is removed, and the coordinator told so
     DONE = "done"
 
     @property

@@ -73,7 +73,9 @@ class Pulse:
                 log.exception("heartbeat_failed")
 
     def _beat(self) -> None:
-        held = {(attempt.proof.step_id, attempt.proof.attempt): attempt for attempt in self._attempts()}
+        # What is only being cleaned up must not come back to life by being named.
+        alive = [attempt for attempt in self._attempts() if not attempt.is_over]
+        held = {(attempt.proof.step_id, attempt.proof.attempt): attempt for attempt in alive}
         condition = self._condition()
         said = Heartbeat(
             session=self._session,

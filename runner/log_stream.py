@@ -118,6 +118,11 @@ class LogStream:
         return _identity(os.fstat(self._fd))
 
     @property
+    def written(self) -> int:
+        """The size of the file right now, read or not: any change of it means that something was printed."""
+        return os.fstat(self._fd).st_size
+
+    @property
     def is_lost(self) -> bool:
         """True when a part of the log can no longer be read."""
         return self._lost

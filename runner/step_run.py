@@ -4,7 +4,6 @@ Each phase writes its journal before it has an effect, and each effect is harmle
 was killed anywhere starts the recipe again and goes on where it was.
 """
 
-import contextlib
 import os
 import secrets
 import threading
@@ -21,7 +20,8 @@ import structlog
 from runner.artifacts import Collected, collect
 from runner.attempt import Attempt
 from runner.cache import OpenCache
-from runner.deadline import Deadline
+from runner.cleaning import Cleaning
+from runner.deadline import Deadline, Moment, Silence
 from runner.delivery import LogDelivery
 from runner.disk import DiskWatch
 from runner.durable import NO_ROOM
@@ -42,6 +42,7 @@ log = structlog.get_logger()
 
 UPLOADS_AT_ONCE = 4
 LOOK_S = 0.5
+KILL_S = 60.0
 HEAR_S = 0.2
 ENGINE_PATIENCE_S = 600.0
 ENGINE_PAUSE_S = 1.0
@@ -50,6 +51,7 @@ MOST_TRIES = 20
 TRY_AGAIN_S = 0.5
 TRY_AGAIN_LONGEST_S = 60.0
 SYNTAX_ERROR_CODE = 2
+CANCELLED = "CANCELLED"  # how the coordinator shows a step that a cancel has ended
 HEAD_BYTES = 1024 * 1024
 
 
@@ -75,30 +77,52 @@ class StepRun:
         self._stream: LogStream | None = None
         self._delivery: LogDelivery | None = None
         self._log_is_whole = True
+        self._ended_as_cancelled = False
+        self._cleaning = Cleaning(means, journal, attempt, self._claim)
 
     def run(self) -> None:
         """Work until the completion is acknowledged, the lease is lost, or this process ends."""
+        try:
+            if self._is_told():
+                self._completed()  # cleaning up keeps nobody waiting
+                self._cleaning.clean_up()
+            else:
+                self._close_log()
+                self._cleaning.prove(free=self._completed)
+        except GaveUp:
+            log.info("attempt_left_for_later", step=self._claim.step_id, phase=str(self._journal.phase))
+        finally:
+            self._close_log()
+
+    def _is_told(self) -> bool:
+        """Work and tell the outcome; False when somebody waits for the proof that nothing is left of it.
+
+        That is so when the attempt was cancelled or given up, now or in a former life.
+        """
+        if not self._journal.phase.is_before(JournalPhase.CLEANING):
+            return False
         try:
             try:
                 self._open_log()
             except (OSError, StepError) as error:
                 self._fail_without_log(error)
-                return
+                return False  # what a former life started may still run
             if self._journal.phase.is_before(JournalPhase.COMPLETING):
                 self._advance_as_room_allows(JournalPhase.COMPLETING, completion=_dump(self._make_outcome()))
             self._complete_at_last()
-            self._completed()  # cleaning up keeps nobody waiting
-            self._clean_up()
+            return not self._ended_as_cancelled
         except LeaseLost as error:
             log.warning("attempt_given_up", step=self._claim.step_id, cause=str(error))
-            self._kill_and_clean_up()
-        except GaveUp:
-            log.info("attempt_left_for_later", step=self._claim.step_id, phase=str(self._journal.phase))
-        finally:
-            if self._delivery is not None:
-                self._delivery.stop()
-            if self._stream is not None:
-                self._stream.close()
+            self._attempt.abandon()
+            return False
+
+    def _close_log(self) -> None:
+        """Harmless twice."""
+        if self._delivery is not None:
+            self._delivery.stop()
+        if self._stream is not None:
+            self._stream.close()
+        self._delivery = self._stream = None
 
     # --- the outcome: everything up to what will be told --------------------------------------------
 
@@ -137,7 +161,12 @@ class StepRun:
             self._note(ended.detail, "ERROR")
         if ended.reason is None and ended.rc == SYNTAX_ERROR_CODE and not self._has_begun():
             ended = replace(ended, reason=Reason.SYNTAX_ERROR)
-        self._journal.advance(JournalPhase.EXITED, ended=_write_ended(ended), code=_exit_code(ended))
+        self._journal.advance(
+            JournalPhase.EXITED,
+            ended=_write_ended(ended),
+            code=_exit_code(ended),
+            dead=Moment.now().record(),
+        )
         return ended
 
     def _has_begun(self) -> bool:
@@ -162,11 +191,7 @@ class StepRun:
         digest = str(self._journal.data.get("image_digest", ""))
         if is_fresh:
             self._set_phase(Phase.PULLING)
-            digest = self._hearing(
-                lambda progress: self._means.executor.pull(
-                    claim.image, deadline_s=float(claim.limits.pull_timeout_s), progress=progress
-                )
-            )
+            digest = self._pull(claim.image)
             self._stop_if_told()
         checkout = self._check_out(claim.source) if claim.source else None
         self._stop_if_told()
@@ -189,6 +214,26 @@ class StepRun:
                 nonce=secrets.token_hex(8),
             )
         return self._job(workspace.path)
+
+    def _pull(self, image: str) -> str:
+        """Have the image; who goes on with a former life's pull has what that one left of its time."""
+        deadline = Deadline.recorded(
+            self._journal.data.get("pull_deadline"), otherwise_s=float(self._claim.limits.pull_timeout_s)
+        )
+        is_recorded = "pull_deadline" in self._journal.data
+
+        def record() -> None:
+            nonlocal is_recorded
+            if not is_recorded:
+                is_recorded = True
+                self._journal.record(pull_deadline=deadline.record())
+
+        return self._hearing(
+            lambda progress: self._means.executor.pull(
+                image, deadline_s=max(0.0, deadline.left_s()), progress=progress
+            ),
+            meanwhile=record,
+        )
 
     def _job(self, workspace: Path) -> Job:
         claim, limits = self._claim, self._claim.limits
@@ -263,6 +308,7 @@ class StepRun:
 
     def _fetch(self, sha256: str) -> Path:
         """The local file of an input, downloaded when another runner has made it."""
+        self._stop_if_told()
         blobs = self._means.blobs
         found = blobs.path(sha256)
         if found is None:
@@ -302,15 +348,14 @@ class StepRun:
         """Create, ask, start. An answer other than `go` ends the attempt before any of its script ran."""
         created = self._with_engine(lambda: self._means.executor.create(job))
         digest = str(self._journal.data.get("image_digest", "")) or created.image_digest
+        said = Start(container=created.container, image_digest=digest[:512])
         answer = insist(
-            lambda: self._means.client.start(
-                self._attempt.proof, Start(container=created.container, image_digest=digest[:512])
-            ),
+            partial(self._unless_told, lambda: self._means.client.start(self._attempt.proof, said)),
             given_up=self._attempt.abandoned,
             stopping=self._attempt.shutdown,
         )
         if answer.action == "cancel":
-            self._attempt.cancel("cancelled", answer.grace_s)
+            self._attempt.cancel("cancelled")
         if self._attempt.cancelled.is_set():
             return Ended(rc=None, code=None, reason=Reason.CANCELLED)
         deadline = Deadline.after(float(answer.timeout_s))
@@ -318,47 +363,91 @@ class StepRun:
         return None
 
     def _watch(self, job: Job) -> Ended:
-        """Start (or find) the script and wait for its end, a cancellation or its time limit."""
-        executor = self._means.executor
+        """Start (or find) the script and wait for its end, an order, a time limit or too much silence."""
+        executor, limits = self._means.executor, self._claim.limits
         self._set_phase(Phase.RUNNING)
-        deadline = Deadline.recorded(
-            self._journal.data.get("deadline"), otherwise_s=float(self._claim.limits.timeout_s)
-        )
+        begun = self._journal.data.get("ending")
+        if begun is not None:
+            return self._end(job, Reason(begun["reason"]))  # a former life had sent TERM already
+        deadline = Deadline.recorded(self._journal.data.get("deadline"), otherwise_s=float(limits.timeout_s))
+        if self._attempt.must_stop and not self._with_engine(lambda: executor.has_started(job)):
+            return Ended(rc=None, code=None, reason=self._ordered())
         try:
             self._with_engine(lambda: executor.start(job))
         except StepError as error:
             if error.reason is not Reason.CONTAINER_VANISHED:
                 raise
         disk = DiskWatch(self._means.disk, self._folder)
+        silence = self._open_silence()
         while True:
             ended = self._with_engine(lambda: executor.wait(job, timeout_s=LOOK_S))
             if ended is not None:
                 return ended
-            if self._attempt.abandoned.is_set():
-                raise LeaseLost("the coordinator said abandon")
-            if self._attempt.cancelled.is_set():
-                return self._end(job, Reason.CANCELLED, float(self._attempt.grace_s))
-            if self._attempt.shutdown.is_set():
-                return self._end(job, Reason.RUNNER_SHUTDOWN, float(self._attempt.grace_s))
+            if self._attempt.must_stop:
+                return self._end(job, self._ordered())
             if deadline.left_s() <= 0:
-                self._note(f"the time limit of {self._claim.limits.timeout_s} s is over", "ERROR")
-                return self._end(job, Reason.TIMEOUT, float(self._claim.limits.grace_s))
+                self._note(f"the time limit of {limits.timeout_s} s is over", "ERROR")
+                return self._end(job, Reason.TIMEOUT)
+            if silence is not None and self._is_silent(silence):
+                self._note(f"nothing was printed for {limits.no_output_s} s", "ERROR")
+                return self._end(job, Reason.NO_OUTPUT)
             too_much = disk.verdict()
             if too_much:
                 self._note(too_much, "ERROR")
-                ended = self._end(job, Reason.DISK_LIMIT, 0.0)
+                ended = self._end(job, Reason.DISK_LIMIT, grace_s=0.0)
                 return replace(ended, detail=too_much)
 
-    def _end(self, job: Job, reason: Reason, grace_s: float) -> Ended:
-        """TERM, a grace, KILL; what the processes did last does not change why they had to end."""
+    def _ordered(self) -> Reason:
+        """Why the script has to end, when somebody said so."""
+        if self._attempt.abandoned.is_set():
+            raise LeaseLost("the coordinator said abandon")
+        return Reason.CANCELLED if self._attempt.cancelled.is_set() else Reason.RUNNER_SHUTDOWN
+
+    def _open_silence(self) -> Silence | None:
+        limit_s = self._claim.limits.no_output_s
+        if limit_s is None or self._stream is None:
+            return None
+        return Silence(float(limit_s), self._journal.data.get("silence"), size=self._stream.written)
+
+    def _is_silent(self, silence: Silence) -> bool:
+        assert self._stream is not None  # noqa: S101 - run opens it first
+        news = silence.look(self._stream.written)
+        if news is not None:
+            self._advance_as_room_allows(self._journal.phase, silence=news)
+        return silence.is_too_long
+
+    def _end(self, job: Job, reason: Reason, *, grace_s: float | None = None) -> Ended:
+        """TERM, a grace, KILL; what the processes did last does not change why they had to end.
+
+        Reason and moment of TERM are written down before it is sent: who takes over sends it once more and
+        gives no second grace.
+        """
         executor = self._means.executor
-        self._note(f"stopping the step: {reason}", "WARN")
+        begun = self._journal.data.get("ending")
+        if begun is None:
+            self._note(f"stopping the step: {reason}", "WARN")
+            seconds = float(self._claim.limits.grace_s) if grace_s is None else grace_s
+            begun = {"reason": str(reason), "until": Deadline.after(seconds).record()}
+            self._advance_as_room_allows(self._journal.phase, ending=begun, term=Moment.now().record())
+        until = Deadline.recorded(begun["until"], otherwise_s=0.0)
         self._with_engine(lambda: executor.kill(job, hard=False))
-        ended = self._with_engine(lambda: executor.wait(job, timeout_s=grace_s))
+        ended = self._await_death(job, until)
         if ended is None:
             self._with_engine(lambda: executor.kill(job, hard=True))
-            ended = self._with_engine(lambda: executor.wait(job, timeout_s=60.0))
+            ended = self._with_engine(lambda: executor.wait(job, timeout_s=KILL_S))
         return replace(ended or Ended(rc=None, code=None), reason=reason)
+
+    def _await_death(self, job: Job, until: Deadline) -> Ended | None:
+        """Give the grace, unless the coordinator gives up the attempt meanwhile."""
+        while True:
+            left_s = max(0.0, until.left_s())
+            ended = self._with_engine(
+                lambda: self._means.executor.wait(job, timeout_s=min(LOOK_S, left_s))  # noqa: B023 - asked at once
+            )
+            if ended is not None or left_s == 0.0:
+                return ended
+            if self._attempt.abandoned.is_set():
+                raise LeaseLost("the coordinator said abandon")
 
     def _with_engine(self, ask: Callable[[], T]) -> T:
         """Ask again while the engine is away: a step goes on without it, and so does its run."""
@@ -427,8 +516,12 @@ class StepRun:
             self._claim.output_paths,
             max_files=limits.artifact_count,
             max_bytes=limits.artifact_bytes,
-            store=self._means.blobs.put_fd,
+            store=self._store_output,
         )
+
+    def _store_output(self, fd: int, *, max_bytes: int | None = None) -> tuple[str, int]:
+        self._stop_if_cancelled()
+        return self._means.blobs.put_fd(fd, max_bytes=max_bytes)
 
     def _upload(self, entries: tuple[ArtifactEntry, ...]) -> None:
         files = {entry.sha256: entry.size for entry in entries if entry.type == "file"}
@@ -439,9 +532,14 @@ class StepRun:
             # The digests say which blobs have to be kept until the outputs are uploaded.
             self._journal.advance(JournalPhase.UPLOADING, collected=sorted(files))
         self._note(f"uploading {len(files)} outputs, {sum(files.values())} bytes")
-        with ThreadPoolExecutor(UPLOADS_AT_ONCE, thread_name_prefix="upload") as pool:
+        pool = ThreadPoolExecutor(UPLOADS_AT_ONCE, thread_name_prefix="upload")
+        try:
             for done in [pool.submit(self._upload_one, sha256, size) for sha256, size in files.items()]:
+                while not wait([done], timeout=HEAR_S).done:
+                    self._stop_if_cancelled()
                 done.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # what is under way stops at its next piece
 
     def _upload_one(self, sha256: str, size: int) -> None:
         path = self._means.blobs.path(sha256)
@@ -452,7 +550,7 @@ class StepRun:
         def send() -> None:
             self._stop_if_cancelled()
             if not client.has_blob(proof, sha256):
-                client.put_blob(proof, sha256, path, size)
+                client.put_blob(proof, sha256, path, size, before_each=self._stop_if_cancelled)
 
         try:
             insist(send, given_up=self._attempt.abandoned, stopping=self._attempt.shutdown)
@@ -487,7 +585,7 @@ class StepRun:
         for _ in range(MOST_REPAIRS):
             said = self._with_log_facts(_undump(self._journal.data["completion"]))
             try:
-                insist(
+                answer = insist(
                     partial(self._means.client.complete, self._attempt.proof, said),
                     given_up=self._attempt.abandoned,
                     stopping=self._attempt.shutdown,
@@ -498,7 +596,11 @@ class StepRun:
                 self._tell_less(error)
             else:
                 log.info("step_completed", step=self._claim.step_id, status=said.status)
-                self._advance_as_room_allows(JournalPhase.DONE)
+                # The coordinator's word counts: a cancel that it did not know of yet comes too late.
+                self._ended_as_cancelled = answer.step_status == CANCELLED or said.reason is Reason.CANCELLED
+                self._advance_as_room_allows(
+                    JournalPhase.CLEANING if self._ended_as_cancelled else JournalPhase.DONE
+                )
                 return
         raise LeaseLost("the coordinator never accepted the completion")
 
@@ -527,9 +629,7 @@ class StepRun:
             given_up=self._attempt.abandoned,
             stopping=self._attempt.shutdown,
         )
-        self._advance_as_room_allows(JournalPhase.DONE, completion=_dump(said))
-        self._completed()
-        self._kill_and_clean_up()
+        self._advance_as_room_allows(JournalPhase.CLEANING, completion=_dump(said))
 
     def _with_log_facts(self, said: Completion) -> Completion:
         assert self._stream is not None and self._delivery is not None  # noqa: S101
@@ -599,44 +699,14 @@ class StepRun:
             found = [self._means.caches.find(self._folder, n) for n in range(len(self._claim.mounts))]
             self._caches = [cache for cache in found if cache is not None]
 
-    def _clean_up(self) -> None:
-        """Only after the completion was acknowledged: container, caches, workspace, folder."""
-        workspace = self._folder / "ws"
-        self._means.executor.destroy(self._job_for_removal(workspace))
-        self._discard_caches()
-        found = self._means.workspaces.find(self._folder)
-        if found is not None:
-            self._means.workspaces.close(found)
-        self._means.trash.throw(self._folder)
-        with contextlib.suppress(OSError):
-            self._folder.parent.rmdir()  # another attempt of the step may still stand there
-
-    def _kill_and_clean_up(self) -> None:
-        job = self._job_for_removal(self._folder / "ws")
-        try:
-            self._means.executor.kill(job, hard=True)
-        except (StepError, EngineUnavailable) as error:
-            log.warning("container_not_killed", job=job.name, cause=str(error))
-        self._clean_up()
-
-    def _job_for_removal(self, workspace: Path) -> Job:
-        claim = self._claim
-        return Job(
-            runner=self._means.runner_id,
-            step_id=claim.step_id,
-            attempt=claim.attempt,
-            build_id=claim.build_id,
-            image=claim.image,
-            attempt_dir=self._folder,
-            workspace=workspace,
-        )
-
     # --- orders -------------------------------------------------------------------------------------
 
     def _set_phase(self, phase: Phase) -> None:
         self._attempt.phase = phase
 
-    def _hearing(self, work: Callable[[Callable[[str], None]], T]) -> T:
+    def _hearing(
+        self, work: Callable[[Callable[[str], None]], T], *, meanwhile: Callable[[], None] = lambda: None
+    ) -> T:
         """Do what may take minutes, and hear meanwhile what we are told.
 
         Who is told to stop does not wait: the work ends by its own limits, and nobody hears of it.
@@ -660,6 +730,7 @@ class StepRun:
         try:
             while not wait([done], timeout=HEAR_S).done:
                 self._stop_if_told()
+                meanwhile()
             return done.result()
         finally:
             with ears:
@@ -670,6 +741,9 @@ class StepRun:
         return send()
 
     def _stop_if_cancelled(self) -> None:
+        """After the script: nobody wants its outputs any more."""
+        if self._attempt.abandoned.is_set():
+            raise LeaseLost("the coordinator said abandon")
         if self._attempt.cancelled.is_set():
             raise StepError(Reason.CANCELLED, "the build was cancelled before the outputs were uploaded")
 

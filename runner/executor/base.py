@@ -102,6 +102,9 @@ class Executor(Protocol):
     def start(self, job: Job) -> None:
         """Let the script run; a second call is harmless."""
 
+    def has_started(self, job: Job) -> bool:
+        """Whether the script was ever let run, here or by a former life."""
+
     def wait(self, job: Job, *, timeout_s: float) -> Ended | None:
         """Wait until every process of the attempt is dead, or return None after `timeout_s`."""
 
@@ -113,6 +116,12 @@ class Executor(Protocol):
 
     def destroy(self, job: Job) -> None:
         """Remove all that `create` made except the attempt's folder; harmless when it has gone."""
+
+    def remains(self, job: Job) -> list[str]:
+        """What still stands of the attempt after `destroy`, by kind and name, looked for anew.
+
+        The attempt's folder has to be there as `destroy` left it.
+        """
 
     def leftovers(self) -> list[Leftover]:
         """Everything this runner ever made that still stands."""

@@ -90,6 +90,9 @@ class ProcessExecutor:
             except (OSError, subprocess.SubprocessError) as error:
                 raise StepError(Reason.INTERNAL, f"the step's supervisor does not start: {error}") from error
 
+    def has_started(self, job: Job) -> bool:
+        return (job.attempt_dir / supervisor.RECORD).exists()
+
     def _env(self, job: Job) -> dict[str, str]:
         ours = {"BUILDMILL_WORKSPACE": str(job.workspace), MARK: str(job.attempt_dir)}
         git = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
@@ -135,6 +138,11 @@ class ProcessExecutor:
         _kill(job.attempt_dir, hard=True)
         _hide_all(job.attempt_dir)
         (self._records / job.name).unlink(missing_ok=True)
+
+    def remains(self, job: Job) -> list[str]:
+        mark = f"{MARK}={job.attempt_dir}".encode()
+        found = [f"process {pid}" for pid in _all_pids() if _has_mark(pid, mark)]
+        return found + ([f"record {job.name}"] if (self._records / job.name).exists() else [])
 
     def leftovers(self) -> list[Leftover]:
         found = []
