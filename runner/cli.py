@@ -24,7 +24,7 @@ from runner.client import Client
 from runner.commands import drain, take_over
 from runner.commands import handover as handover_command
 from runner.control import Control, Obedience
-from runner.credentials import load_credentials
+from runner.credentials import Credentials, load_credentials
 from runner.disk import MIB, DiskGuard
 from runner.errors import BadSetup, Refused, Unauthorized, Unreachable
 from runner.executor.base import Executor
@@ -151,7 +151,7 @@ def make_agent(settings: Settings, *, once: bool = False, connect: Connect = Cli
     means = Means(
         runner_id=identity.runner_id,
         client=client,
-        executor=_open_executor(settings, identity, state),
+        executor=_open_executor(settings, identity, state, credentials),
         sources=SourceCache(
             state,
             protocols=settings.allowed_git_protocols,
@@ -184,7 +184,9 @@ def _guard_disk(settings: Settings, state: Path) -> DiskGuard:
     return DiskGuard(state, settings.disk_reserve_mb * MIB, None if most is None else most * MIB)
 
 
-def _open_executor(settings: Settings, identity: Identity, state: Path) -> Executor:
+def _open_executor(
+    settings: Settings, identity: Identity, state: Path, credentials: Credentials
+) -> Executor:
     if settings.executor == "process":
         from runner.executor.process import ProcessExecutor
 
@@ -200,6 +202,7 @@ def _open_executor(settings: Settings, identity: Identity, state: Path) -> Execu
         host_trust=settings.host_trust,
         refuse_private=settings.refuse_private,
         holders_ahead=settings.holders_ahead,
+        logins=credentials.registry,
     )
     for note in executor.notes:
         click.echo(note)

@@ -25,10 +25,12 @@ import requests
 import structlog
 from docker.utils import parse_repository_tag
 
+from runner.credentials import RegistryLogin
 from runner.errors import BadSetup, EngineUnavailable, RunnerError, StepError
 from runner.executor import egress, epoch, holder_image, launcher, owner, seccomp, trust, verdict
 from runner.executor.base import Bind, Created, Ended, Job, Leftover
 from runner.executor.holders import HolderPool
+from runner.executor.logins import find_login
 from runner.executor.pulls import PullFailed, Pulls
 from shared.reasons import Reason
 
@@ -64,6 +66,7 @@ class Limits:
 
 
 NO_TRUST: Final = trust.HostTrust(env={})
+NO_LOGINS: Final[Mapping[str, RegistryLogin]] = {}
 
 
 class DockerExecutor:
@@ -81,12 +84,14 @@ class DockerExecutor:
         host_trust: trust.HostTrust,
         refuse_private: bool | None,
         holders_ahead: Mapping[str, int],
+        logins: Mapping[str, RegistryLogin],
     ) -> None:
         self._runner = runner
         self._base_url = base_url
         self._limits = limits
         self._trust = host_trust
         self._refuse_private = refuse_private
+        self._logins = logins
         self._profile = seccomp.make_profile()
         self._starts = threading.BoundedSemaphore(os.cpu_count() or 1)
         self._api = _connect(base_url)
@@ -140,7 +145,13 @@ class DockerExecutor:
         repository, tag = parse_repository_tag(image)
         with _answers():
             try:
-                for event in self._slow_api.pull(repository, tag=tag or "latest", stream=True, decode=True):
+                for event in self._slow_api.pull(
+                    repository,
+                    tag=tag or "latest",
+                    stream=True,
+                    decode=True,
+                    auth_config=find_login(repository, self._logins),
+                ):
                     if "error" in event:
                         raise PullFailed(str(event["error"])[:2000])
                     line = _progress_line(image, event)
@@ -209,6 +220,10 @@ class DockerExecutor:
                 self._create_container(job, found["Image"])
             else:
                 return
+
+    def has_started(self, job: Job) -> bool:
+        found = self._inspect(job.name)
+        return found is None or found["State"]["StartedAt"] != _NEVER
 
     @contextmanager
     def _going_first(self) -> Iterator[None]:
@@ -309,13 +324,48 @@ class DockerExecutor:
         return text[-DIAGNOSTICS_LIMIT:]
 
     def destroy(self, job: Job) -> None:
-        self._remove_with_holder(job.name, self._inspect(job.name))
-        recorded = job.attempt_dir / "holder"
-        holder = recorded.read_text(encoding="utf-8") if recorded.is_file() else ""
+        found = self._inspect(job.name)
+        self._record_volumes(job, found)
+        self._remove_with_holder(job.name, found)
+        holder = _recorded(job, "holder")
         if holder:
             self._sweeper.submit(self._try_remove, holder)
         self._asked.discard(job.name)
         self._began.pop(job.name, None)
+
+    def remains(self, job: Job) -> list[str]:
+        holder = _recorded(job, "holder")
+        if holder and self._inspect(holder) is not None:
+            self._try_remove(holder)  # the sweeper may not have come to it
+        labels = [f"buildmill.step={job.step_id}", f"buildmill.attempt={job.attempt}"]
+        wanted = {"label": labels}
+        with _answers():
+            try:
+                containers = self._api.containers(all=True, filters=wanted)
+                networks = self._api.networks(filters=wanted)
+                volumes = self._api.volumes(filters=wanted).get("Volumes") or []
+                known = [name for name in _recorded(job, "volumes").split() if self._has_volume(name)]
+            except docker.errors.APIError as error:
+                raise EngineUnavailable(_text(error)) from error
+        found = [f"container {one['Id']}" for one in containers]
+        if holder and self._inspect(holder) is not None:
+            found.append(f"container {holder}")
+        found += [f"network {one['Name']}" for one in networks]
+        return found + [f"volume {name}" for name in {*known, *(one["Name"] for one in volumes)}]
+
+    def _has_volume(self, name: str) -> bool:
+        try:
+            self._api.inspect_volume(name)
+        except docker.errors.NotFound:
+            return False
+        return True
+
+    def _record_volumes(self, job: Job, found: Mapping[str, Any] | None) -> None:
+        """The volumes that the engine made for the image: without the container nothing else names them."""
+        mounts = (found or {}).get("Mounts") or []
+        names = [mount["Name"] for mount in mounts if mount.get("Type") == "volume"]
+        if names and job.attempt_dir.is_dir():
+            (job.attempt_dir / "volumes").write_text("\n".join(names), encoding="utf-8")
 
     def leftovers(self) -> list[Leftover]:
         return [
@@ -618,6 +668,7 @@ def open_docker(
     egress_rules: bool = True,
     refuse_private: bool = True,
     holders_ahead: int = 2,
+    logins: Mapping[str, RegistryLogin] = NO_LOGINS,
 ) -> DockerExecutor:
     """Connect to the engine that DOCKER_HOST names, else to the local one; BadSetup says what to do."""
     return DockerExecutor(
@@ -627,6 +678,7 @@ def open_docker(
         host_trust=trust.gather(environ, scratch=state / "trust") if host_trust else NO_TRUST,
         refuse_private=refuse_private if egress_rules else None,
         holders_ahead={"bridge": holders_ahead, "none": min(1, holders_ahead)},
+        logins=logins,
     )
 
 
@@ -702,6 +754,12 @@ def _labels(job: Job) -> dict[str, str]:
 def _holder_of(found: Mapping[str, Any] | None) -> str | None:
     mode = str(found["HostConfig"]["NetworkMode"]) if found else ""
     return mode.removeprefix("container:") if mode.startswith("container:") else None
+
+
+def _recorded(job: Job, name: str) -> str:
+    """What `create` or `destroy` wrote down beside the attempt's files."""
+    file = job.attempt_dir / name
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def _mount(bind: Bind) -> dict[str, Any]:

@@ -1,5 +1,6 @@
-"""A registry on loopback that holds one tiny image and answers badly on demand."""
+"""A registry on loopback that holds one tiny image, may want a login, and answers badly on demand."""
 
+import base64
 import hashlib
 import http.server
 import io
@@ -8,10 +9,15 @@ import tarfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 def digest_of(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def basic(username: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
 
 
 def a_layer() -> bytes:
@@ -24,9 +30,15 @@ def a_layer() -> bytes:
 
 
 class Registry:
-    """What it answers for `good/image`; other names have an answer of their own."""
+    """What it answers for `good/image`; other names have an answer of their own.
 
-    def __init__(self) -> None:
+    With a `login` it answers nobody else; `challenge` is what it then asks for.
+    """
+
+    def __init__(self, login: tuple[str, str] | None = None, challenge: str = 'Basic realm="ours"') -> None:
+        self.login = login
+        self.challenge = challenge
+        self.authorizations: set[str] = set()
         self.layer = a_layer()
         self.config = json.dumps(
             {
@@ -59,6 +71,11 @@ class Registry:
         self.asked: list[str] = []
         self.gate = threading.Event()
 
+    def lets_in(self, authorization: str | None) -> bool:
+        if authorization is not None:
+            self.authorizations.add(authorization)
+        return self.login is None or authorization == basic(*self.login)
+
     def answer(self, path: str) -> tuple[int, str, bytes]:
         self.asked.append(path)
         if path == "/v2/":
@@ -82,14 +99,19 @@ class Registry:
 
 
 @contextmanager
-def a_registry() -> Iterator[tuple[Registry, str]]:
+def a_registry(**wishes: Any) -> Iterator[tuple[Registry, str]]:
     """The registry and the host part of its images' names."""
-    registry = Registry()
+    registry = Registry(**wishes)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             status, kind, content = registry.answer(self.path)
+            is_in = registry.lets_in(self.headers.get("Authorization"))
+            if not is_in:
+                status, kind, content = 401, "application/json", b'{"errors":[{"code":"UNAUTHORIZED"}]}'
             self.send_response(status)
+            if not is_in:
+                self.send_header("WWW-Authenticate", registry.challenge)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(content)))
             self.send_header("Docker-Content-Digest", digest_of(content))
