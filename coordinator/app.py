@@ -26,7 +26,7 @@ from coordinator.api.problems import refusal
 from coordinator.api.state import AppState
 from coordinator.bell import Bell
 from coordinator.chores import do_chores
-from coordinator.keys import load_credentials, load_lease_key
+from coordinator.keys import UnusableKeys, load_credentials, load_lease_key, load_secret_keys
 from coordinator.settings import Settings
 from coordinator.site import Site
 from coordinator.store.blob_files import BlobFiles
@@ -34,6 +34,7 @@ from coordinator.store.dialect import Database, open_database
 from coordinator.store.lanes import Lanes
 from coordinator.store.log_files import LogFiles
 from coordinator.store.migrate import migrate
+from coordinator.store.project_secrets import list_key_ids
 from coordinator.store.tenants import DEFAULT_ACCOUNT, ensure_tenant
 from shared.clock import Clock, utc_now
 
@@ -50,7 +51,11 @@ def create_app(settings: Settings, *, database: Database | None = None, clock: C
     )
     migrate(opened)
     lanes = Lanes(opened, writers=settings.write_lanes, readers=settings.read_lanes)
-    state = _make_state(settings, lanes, clock)
+    try:
+        state = _make_state(settings, lanes, clock)
+    except UnusableKeys:
+        lanes.close()
+        raise
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -83,6 +88,7 @@ def _make_state(settings: Settings, lanes: Lanes, clock: Clock) -> AppState:
     site = Site(
         settings=settings,
         lease_key=load_lease_key(settings.data),
+        secret_keys=load_secret_keys(settings.data, lanes.write_and_wait(list_key_ids)),
         logs=LogFiles(settings.data / "logs"),
         blobs=BlobFiles(settings.data / "blobs"),
         default_tenant_id=tenant,

@@ -7,6 +7,7 @@ from functools import partial
 import structlog
 
 from coordinator.actions.expire_leases import expire_leases
+from coordinator.actions.forget_secrets import forget_secrets
 from coordinator.api.state import AppState
 from coordinator.bell import READY
 from coordinator.errors import CoordinatorError
@@ -31,5 +32,6 @@ async def do_chores(state: AppState) -> None:
             if time.monotonic() - swept_at > SWEEP_EVERY_S:
                 swept_at = time.monotonic()
                 await asyncio.to_thread(state.site.blobs.sweep, older_than_s=UPLOAD_LIFE_S, now_s=time.time())
+                await state.lanes.write(partial(forget_secrets, now=state.clock()))
         except (CoordinatorError, OSError) as error:
             log.warning("chore_failed", cause=str(error))

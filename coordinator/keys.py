@@ -1,13 +1,22 @@
 """Keys and first credentials: made at the first start, files of mode 0600 below the data folder."""
 
 import os
+import re
 import secrets
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from coordinator.api.state import Credentials
+from coordinator.sealing import SecretKeys
 
 KEY_BYTES = 32
+SECRETS_KEY = "secrets-key"
+_KEY = re.compile(r"[0-9a-f]{64}")
+
+
+class UnusableKeys(Exception):
+    """The key file of the projects' secrets is not the one that is needed; the message says the remedy."""
 
 
 def load_lease_key(data: Path) -> bytes:
@@ -21,6 +30,31 @@ def load_credentials(data: Path) -> Credentials:
         admin_token=_load(data, "admin-token", lambda: secrets.token_urlsafe(32)),
         registration_token=_load(data, "registration-token", lambda: secrets.token_urlsafe(32)),
     )
+
+
+def load_secret_keys(data: Path, needed: Collection[str]) -> SecretKeys:
+    """The keys of the projects' secrets, one per line; `needed` are the keys that stored secrets name.
+
+    A key is made only where no secret is stored: a new key could open none of them.
+    """
+    path = data / "keys" / SECRETS_KEY
+    if needed and not path.exists():
+        raise UnusableKeys(
+            f"{path} is missing, and nothing else opens the stored secrets: put it back from a backup"
+        )
+    lines = _load(data, SECRETS_KEY, lambda: secrets.token_hex(KEY_BYTES)).split()
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise UnusableKeys(f"{path} holds keys that others may read: chmod 600 {path}")
+    if not lines or not all(_KEY.fullmatch(line) for line in lines):
+        raise UnusableKeys(f"{path} must hold keys of 64 hexadecimal digits, one per line: put it back")
+    keys = SecretKeys([bytes.fromhex(line) for line in lines])
+    missing = sorted(set(needed) - set(keys.ids))
+    if missing:
+        raise UnusableKeys(
+            f"{path} lacks a key that stored secrets need ({', '.join(missing)}): it is another file than "
+            "the one they were sealed with, or a line of it was removed too early"
+        )
+    return keys
 
 
 def _load(data: Path, name: str, make: Callable[[], str]) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from coordinator.sealing import SecretKeys
 from coordinator.settings import Settings
 from coordinator.store.blob_files import BlobFiles
 from coordinator.store.log_files import LogFiles
@@ -15,6 +16,7 @@ class Site:
 
     settings: Settings
     lease_key: bytes
+    secret_keys: SecretKeys
     logs: LogFiles
     blobs: BlobFiles
     default_tenant_id: str | None

@@ -31,7 +31,13 @@ class Message(BaseModel):
 class Reply(BaseModel):
     """Said by the coordinator: a runner of an older version ignores what it does not know."""
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
 
 
 class Phase(StrEnum):
@@ -139,7 +145,10 @@ class Timings(Reply):
 
 
 class Claim(Reply):
-    """One step, handed to one runner for one attempt."""
+    """One step, handed to one runner for one attempt.
+
+    `secrets` holds the values of `secret_names`; a runner never writes them to its disk.
+    """
 
     step_id: str
     attempt: int
@@ -151,6 +160,8 @@ class Claim(Reply):
     script_sha256: str
     image: str
     env: dict[str, str] = {}
+    secret_names: list[str] = []
+    secrets: Annotated[dict[str, str], Field(repr=False)] = {}
     mounts: list[Mount] = []
     output_paths: list[str] = []
     source: Source | None = None
@@ -221,6 +232,7 @@ class Order(Reply):
     action: Action
     reason: str = ""
     grace_s: int = 10
+    secrets: Annotated[dict[str, str], Field(repr=False)] = {}
 
 
 class Orders(Reply):

@@ -6,6 +6,7 @@ from typing import Any
 import structlog
 from sqlmodel import Session
 
+from coordinator.actions.give_secrets import SecretsRefused
 from coordinator.actions.render_claim import TooManyInputs, render_claim
 from coordinator.actions.runner_session import require_session
 from coordinator.actions.settle_build import settle_build
@@ -49,6 +50,8 @@ def acquire_steps(tx: Session, site: Site, caller: Caller, said: Acquire, *, now
             claims.append(render_claim(tx, site, step, found[step.build_id]))
         except TooManyInputs as error:
             _fail(tx, step, Reason.DISK_LIMIT, str(error), now=now)
+        except SecretsRefused as error:
+            _fail(tx, step, Reason.BAD_CONFIG, str(error), now=now)
         except (ValueError, TypeError, LookupError, AttributeError):
             # one step that cannot be handed out must not keep its runner from all others
             log.exception("claim_not_renderable", step=step.id)

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlmodel import Session
 
+from coordinator.actions.give_secrets import give_secrets
 from coordinator.rules.leases import lease_token
 from coordinator.site import Site
 from coordinator.store import artifacts, steps
@@ -41,7 +42,7 @@ def _render_script(step: Any, build: Any, spec: StepSpec, attempt: int) -> str:
 
 
 def render_claim(tx: Session, site: Site, step: Any, build: Any) -> Claim:
-    """Everything the runner needs to run this attempt; TooManyInputs when that is more than it can take."""
+    """Everything the runner needs to run this attempt; TooManyInputs or SecretsRefused when it cannot."""
     spec = StepSpec.model_validate(step.spec, by_alias=True)
     script = _render_script(step, build, spec, step.attempt)
     settings = site.settings
@@ -62,6 +63,8 @@ def render_claim(tx: Session, site: Site, step: Any, build: Any) -> Claim:
         script_sha256=script_digest(script),
         image=step.image_url,
         env={},
+        secret_names=spec.secrets,
+        secrets=give_secrets(tx, site, step, build, spec.secrets) if spec.secrets else {},
         mounts=[Mount(path=path, key=build.project_id) for path in spec.cache_dirs],
         output_paths=spec.output_paths,
         source=_source(build),

@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlmodel import Session
 
+from coordinator.actions.give_secrets import give_secrets_again
 from coordinator.actions.leased_step import LeaseProof, is_current
 from coordinator.actions.runner_session import require_session
 from coordinator.rules.access import Caller
@@ -34,9 +35,22 @@ def renew_leases(tx: Session, site: Site, caller: Caller, said: Heartbeat, *, no
 
 
 def resume_attempts(tx: Session, site: Site, caller: Caller, said: Resume, *, now: datetime) -> Orders:
-    """A restarted runner takes over from its former process and asks what still counts."""
+    """A restarted runner takes over from its former process and asks what still counts.
+
+    It has forgotten the secrets of its attempts, and must have them again before it sends another line.
+    """
     runners.change_runner(tx, caller.runner_id or "", now=now, session=said.session, draining=False)
-    return _answer(tx, site, caller, said.attempts, now=now)
+    orders = _answer(tx, site, caller, said.attempts, now=now)
+    return orders.model_copy(
+        update={"attempts": [_with_secrets(tx, site, order) for order in orders.attempts]}
+    )
+
+
+def _with_secrets(tx: Session, site: Site, order: Order) -> Order:
+    step = None if order.action is Action.ABANDON else steps.find_step(tx, order.step_id)
+    if step is None or not step.spec.get("secrets"):
+        return order
+    return order.model_copy(update={"secrets": give_secrets_again(tx, site, step)})
 
 
 def _answer(

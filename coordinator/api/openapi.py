@@ -28,6 +28,7 @@ _ABOUT = (
 )
 _TAGS = {
     "Projects": "Project management operations",
+    "Secrets": "What steps need and nobody may read",
     "Workflows": "Workflow management operations",
     "Builds": "Build execution operations",
     "Docker Images": "Docker image management",

@@ -15,6 +15,7 @@ DISPLAY_NAME = f"^{_EDGE}(?:[^{_UNSHOWABLE}]*{_EDGE})?$"
 SLUG = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
 LABEL = r"^[a-z0-9](?:[a-z0-9._=-]*[a-z0-9])?$"
 COMMIT = r"^[0-9a-f]{7,64}$"
+SECRET_NAME = r"^(?!BUILDMILL_|LD_|BASH_FUNC_)[A-Z_][A-Z0-9_]{0,63}$"  # noqa: S105 - no password
 ENV_NAME = r"^(?!BUILDMILL_|LD_|BASH_FUNC_)[A-Za-z_][A-Za-z0-9_]*$"
 
 _NAME = {"pattern": DISPLAY_NAME}
@@ -34,6 +35,7 @@ WORDS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "name": _NAME,
         "imageSlug": {"pattern": SLUG},
         "labels[]": {"pattern": LABEL, "minLength": 1, "maxLength": 64},
+        "secrets[]": {"pattern": SECRET_NAME},
         "env{}": {"pattern": ENV_NAME, "minLength": 1, "maxLength": 256},
     },
     "BuildCreate": {

@@ -193,13 +193,14 @@ def address_of(door: socket.socket) -> str:
 @contextmanager
 def explaining_the_database() -> Iterator[None]:
     """What an operator can mend is said in one line."""
+    from coordinator.keys import UnusableKeys
     from coordinator.store.dialect import UnusableDatabase, saying_what_is_wrong
     from coordinator.store.migrate import DatabaseIsNewer
 
     try:
         with saying_what_is_wrong():
             yield
-    except UnusableDatabase as error:
+    except (UnusableDatabase, UnusableKeys) as error:
         raise click.ClickException(str(error)) from error
     except DatabaseIsNewer as error:
         raise click.ClickException(f"{error}: start the newer version again, or restore a backup") from error

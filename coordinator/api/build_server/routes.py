@@ -14,6 +14,7 @@ from coordinator.actions.create_project import create_project as create_project_
 from coordinator.actions.create_workflow import create_workflow as create_workflow_action
 from coordinator.actions.delete_image import delete_image as delete_image_action
 from coordinator.actions.delete_project import delete_project as delete_project_action
+from coordinator.actions.delete_secret import delete_secret as delete_secret_action
 from coordinator.actions.delete_workflow import delete_workflow as delete_workflow_action
 from coordinator.actions.list_artifacts import list_artifacts as list_artifacts_action
 from coordinator.actions.list_audit_logs import list_audit_logs as list_audit_logs_action
@@ -21,8 +22,10 @@ from coordinator.actions.list_builds import list_builds as list_builds_action
 from coordinator.actions.list_images import list_images as list_images_action
 from coordinator.actions.list_projects import list_projects as list_projects_action
 from coordinator.actions.list_runners import list_runners as list_runners_action
+from coordinator.actions.list_secrets import list_secrets as list_secrets_action
 from coordinator.actions.list_workflows import list_workflows as list_workflows_action
 from coordinator.actions.retry_build import retry_build as retry_build_action
+from coordinator.actions.set_secret import set_secret as set_secret_action
 from coordinator.actions.show_artifact import show_artifact as show_artifact_action
 from coordinator.actions.show_build import show_all_rounds
 from coordinator.actions.show_build import show_build as show_build_action
@@ -38,6 +41,7 @@ from coordinator.errors import NotFound
 from coordinator.rules.access import Policy
 
 WORKFLOW_BODY = 16 * 1024 * 1024
+SECRET_BODY = 512 * 1024  # a value in which each byte is written as an escape
 
 
 async def list_projects(call: Call) -> Response:
@@ -67,6 +71,28 @@ async def change_project(call: Call) -> Response:
 
 async def delete_project(call: Call) -> Response:
     await call.write(delete_project_action, call.caller, call.path["id"])
+    return Response(status_code=204)
+
+
+async def list_secrets(call: Call) -> Response:
+    found = await call.read(list_secrets_action, call.caller, call.path["id"])
+    return json_answer([shapes.secret_out(row._mapping) for row in found])
+
+
+async def set_secret(call: Call) -> Response:
+    row, is_new = await call.write(
+        set_secret_action,
+        call.state.site,
+        call.caller,
+        call.path["id"],
+        name=call.path["name"],
+        value=call.body.value,
+    )
+    return json_answer(shapes.secret_out(row), 201) if is_new else Response(status_code=204)
+
+
+async def delete_secret(call: Call) -> Response:
+    await call.write(delete_secret_action, call.caller, call.path["id"], call.path["name"])
     return Response(status_code=204)
 
 
@@ -299,6 +325,40 @@ ENDPOINTS: list[Endpoint] = [
         policy=_user("project:delete"),
         ok=_GONE,
         errors=_IN_USE,
+    ),
+    operation(
+        "GET",
+        "/api/projects/{id}/secrets",
+        list_secrets,
+        "Get the names of a project's secrets",
+        description="By name. No operation answers a value.",
+        tag="Secrets",
+        policy=_user("secret:list"),
+        ok={200: Answer("List of secrets", list[shapes.SecretOut])},
+    ),
+    operation(
+        "PUT",
+        "/api/projects/{id}/secrets/{name}",
+        set_secret,
+        "Set a secret",
+        description="Steps that name the secret are given the value that is set when a runner takes them.",
+        tag="Secrets",
+        policy=_user("secret:set"),
+        body=shapes.SecretPut,
+        body_limit=SECRET_BODY,
+        ok={201: Answer("The name is new", shapes.SecretOut), 204: Answer("The value is replaced")},
+        parameters={"name": "Name of the secret: A-Z, 0-9 and _, not beginning with a digit, at most 64"},
+    ),
+    operation(
+        "DELETE",
+        "/api/projects/{id}/secrets/{name}",
+        delete_secret,
+        "Delete a secret",
+        description="Attempts that were given it keep it.",
+        tag="Secrets",
+        policy=_user("secret:delete"),
+        ok=_GONE,
+        parameters={"name": "Name of the secret"},
     ),
     operation(
         "GET",

@@ -82,6 +82,12 @@ class ProjectOut(Shape):
     updated_at: Moment
 
 
+class SecretOut(Shape):
+    name: Annotated[str, Field(description="The name, which is also the variable that a step finds")]
+    created_at: Moment
+    updated_at: Annotated[Moment, Field(description="When the value was set last")]
+
+
 class WorkflowOut(Shape):
     id: Annotated[str, Field(description="Unique workflow identifier")]
     project_id: Annotated[str, Field(description="Project this workflow belongs to")]
@@ -262,6 +268,16 @@ class ProjectPatch(Input):
     default_workflow_id: Annotated[str | None, Field(min_length=1, max_length=36)] = None
 
 
+class SecretPut(Input):
+    """No refusal and no log repeats the value."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    value: Annotated[
+        str, Field(min_length=1, max_length=65536, repr=False, description="1 to 65536 bytes of UTF-8")
+    ]
+
+
 class DockerImageCreate(Input):
     slug: Annotated[str, Field(min_length=1, max_length=50, description="Unique slug for the docker image")]
     image_url: Annotated[str, Field(min_length=1, max_length=1024, description="Docker image URL")]
@@ -356,6 +372,10 @@ class AppendQuery(Query):
 def project_out(project: Project, account: str) -> ProjectOut:
     fields = project.model_dump(exclude={"tenant_id", "deleted_at", "last_build_number"})
     return ProjectOut(account_id=account, **fields)
+
+
+def secret_out(row: Any) -> SecretOut:
+    return SecretOut(name=row["name"], created_at=row["created_at"], updated_at=row["updated_at"])
 
 
 def workflow_out(workflow: Workflow) -> WorkflowOut:
