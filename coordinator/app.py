@@ -9,15 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 import structlog
 from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Scope
 
 from coordinator.api.auth import Doorkeeper
 from coordinator.api.build_server.routes import ENDPOINTS
 from coordinator.api.build_server.runner_routes import ENDPOINTS as RUNNER_ENDPOINTS
+from coordinator.api.dispatch import Application, TreeRouter
 from coordinator.api.endpoint import routes_of
 from coordinator.api.guards import CanonicalPath, SameOrigin, SecurityHeaders, TrustedHost
 from coordinator.api.openapi import specification
@@ -70,13 +67,9 @@ def create_app(settings: Settings, *, database: Database | None = None, clock: C
             if database is None:
                 opened.dispose()
 
-    routes: list[Route] = routes_of(ALL_ENDPOINTS, state, Doorkeeper(state))
-    app = Starlette(
-        routes=routes,
-        lifespan=lifespan,
-        exception_handlers={HTTPException: _not_found, 404: _not_found},
-    )
-    app.router.redirect_slashes = False
+    routes = routes_of(ALL_ENDPOINTS, state, Doorkeeper(state))
+    nothing = refusal(404, "not_found", "there is nothing at this path")
+    app = Application(TreeRouter(routes, default=nothing, lifespan=lifespan))
     app.state.coordinator = state
     _add_guards(app, settings)
     return app
@@ -121,7 +114,3 @@ def _add_guards(app: Starlette, settings: Settings) -> None:
 def _refuse(scope: Scope, status: int, code: str, sentence: str) -> ASGIApp:
     """Errors before any route: in the form of the Build Server API, whose prefix is the only one here."""
     return refusal(status, code, sentence)
-
-
-async def _not_found(_request: Request, _error: Exception) -> Response:
-    return refusal(404, "not_found", "there is nothing at this path")

@@ -12,6 +12,7 @@ and none of them looks at anything by which a caller could say that its request 
 """
 
 import asyncio
+import functools
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -187,6 +188,7 @@ def requested_host(headers: Headers) -> Host | None:
     return parse_host(values[0].lower()) if len(values) == 1 else None
 
 
+@functools.lru_cache(maxsize=256)
 def parse_host(text: bytes) -> Host | None:
     """A lower-case `name`, `name:port`, `address:port` or `[address]:port`; None for anything else."""
     found = _HOST.fullmatch(text)

@@ -7,6 +7,7 @@ import click
 
 COMMANDS = {
     "coordinator": ("coordinator.cli.serve", "coordinator"),
+    "drill": ("coordinator.cli.drill.command", "drill"),
     "migrate": ("coordinator.cli.serve", "migrate_command"),
     "runner": ("runner.cli", "runner"),
     "up": ("coordinator.cli.up", "up"),

@@ -98,7 +98,7 @@ def test_what_is_shared_needs_three_libraries_at_most() -> None:
     ("library", "at_home"),
     [
         ("docker", {"runner/executor/docker.py"}),
-        ("httpx", {"runner/client.py", "coordinator/cli/remote.py"}),
+        ("httpx", {"runner/client.py", "coordinator/cli/remote.py", "coordinator/cli/drill"}),
         ("uvicorn", {"coordinator/api/server.py", "coordinator/cli"}),
         ("alembic", {"coordinator/store/migrate.py", "coordinator/store/migrations"}),
         ("starlette", {"coordinator/api", "coordinator/app.py"}),

@@ -1,0 +1,79 @@
+"""Steps that ignore TERM and whose processes have stopped themselves: a cancel and a time limit end them."""
+
+import time
+from datetime import datetime
+from typing import Any
+
+from coordinator.cli.drill.result import Figure, Finding, Kind, Seen
+from coordinator.cli.drill.stage import Stage
+from coordinator.cli.drill.workload import a_step
+
+NAME = "wedged-step"
+ABOUT = "steps ignore TERM and have stopped themselves"
+GRACE_S = 3
+DEFAULT_GRACE_S = 10
+BEYOND_S = 5.0
+LIMIT_S = 4
+
+_WEDGE = """\
+trap '' TERM INT HUP
+echo "drill:{drill}:$BUILDMILL_STEP:$BUILDMILL_ATTEMPT:wedge:1"
+( trap '' TERM INT HUP; while :; do sleep 1; done ) &
+sleep 0.5
+kill -STOP $!
+exec sh -c 'trap "" TERM INT HUP; kill -STOP $$; while :; do sleep 1; done'
+"""
+
+
+def cause(stage: Stage) -> Seen:
+    """Both are over within their grace and five seconds, and nothing of them is left."""
+    grace: dict[str, Any] = {"graceSeconds": GRACE_S} if stage.api.knows_field("graceSeconds") else {}
+    grace_s = float(GRACE_S if grace else DEFAULT_GRACE_S)
+    script = _WEDGE.format(drill=stage.drill)
+    cancelled = stage.submit([a_step(stage.drill, "a", script, **grace)])
+    limited = stage.submit([a_step(stage.drill, "b", script, **{**grace, "timeoutSeconds": LIMIT_S})])
+    runner = stage.a_runner("one")
+    runner.start(stage.wish.address)
+    stage.await_lines(cancelled, ["a"], 60)
+    stage.await_lines(limited, ["b"], 60)
+    time.sleep(1.0)  # they stop themselves half a second after their line
+
+    stage.api.cancel(cancelled)
+    asked = time.monotonic()
+    patience_s = grace_s + 6 * BEYOND_S
+    stage.await_end(cancelled, patience_s)
+    cancelled_s = time.monotonic() - asked
+    stage.await_end(limited, LIMIT_S + patience_s)
+    limited_s = _ran_s(stage.step(limited, "b")) - LIMIT_S
+    findings = _ended_as(stage, cancelled, "a", "CANCELLED", "cancelled")
+    findings += _ended_as(stage, limited, "b", "FAILED", "timeout")
+    stage.until(lambda: not _still_there(stage), patience_s, "waiting for what is left of the steps to go")
+    cleaned_s = time.monotonic() - asked
+    findings += stage.end_runner(runner)
+    figures = (
+        Figure("cancelled step dead", cancelled_s, grace_s + BEYOND_S),
+        Figure("step beyond its limit dead", limited_s, grace_s + BEYOND_S),
+        Figure("machine clean", cleaned_s, LIMIT_S + grace_s + BEYOND_S),
+    )
+    histories = tuple(stage.api.history(stage.project_id, build) for build in (cancelled, limited))
+    return Seen(figures, tuple(findings), histories, f"a grace of {grace_s:g} s")
+
+
+def _ran_s(step: dict[str, Any]) -> float:
+    """How long it ran by the coordinator's clock."""
+    began, ended = (datetime.fromisoformat(step[name]) for name in ("startedAt", "finishedAt"))
+    return (ended - began).total_seconds()
+
+
+def _still_there(stage: Stage) -> list[str]:
+    """Processes and folders of the steps; what the engine keeps ahead for later ones is none of them."""
+    runner = stage.a_runner("one")
+    return [what for what in stage.leftovers(runner) if what.startswith(("process", "folder"))]
+
+
+def _ended_as(stage: Stage, build: str, name: str, status: str, reason: str) -> list[Finding]:
+    step = stage.step(build, name)
+    if (step["status"], step.get("reason"), step["attempt"]) == (status, reason, 1):
+        return []
+    told = f"{step['status']} {step.get('reason')} at attempt {step['attempt']}"
+    return [Finding(Kind.WRONG, f"the wedged step {name} ended as {told}, not as {status} {reason}")]

@@ -1,0 +1,82 @@
+"""The whole drill: one fault after the other on one stage, whatever comes of each."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from coordinator.cli.drill.errors import DrillError, Skipped
+from coordinator.cli.drill.faults import (
+    cut_connection,
+    full_spool,
+    killed_runner,
+    late_completion,
+    lost_runner,
+    repeated_completion,
+    wedged_step,
+)
+from coordinator.cli.drill.faults.repeated_completion import take_one
+from coordinator.cli.drill.result import FaultResult, Finding, Kind, Outcome, Seen, judge
+from coordinator.cli.drill.stage import Stage
+from coordinator.cli.drill.workload import a_step
+from shared.protocol import Timings
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault that can be caused, and what is said of it."""
+
+    name: str
+    about: str
+    cause: Callable[[Stage], Seen]
+
+
+FAULTS = tuple(
+    Fault(module.NAME, module.ABOUT, module.cause)
+    for module in (
+        killed_runner,
+        lost_runner,
+        repeated_completion,
+        late_completion,
+        cut_connection,
+        full_spool,
+        wedged_step,
+    )
+)
+
+
+def learn_timings(stage: Stage) -> Timings:
+    """What the coordinator tells runners of its timings, learnt from a step that is done by hand."""
+    build = stage.submit([a_step(stage.drill, "first", "true")])
+    client = stage.bare_runner()
+    claim = take_one(client, "first", [])
+    client.start(claim)
+    client.complete(claim, "success", exitCode=0)
+    stage.await_end(build, 10)
+    return claim.timings
+
+
+def rehearse(
+    stage: Stage, faults: Sequence[Fault], *, began: Callable[[Fault], None]
+) -> Iterator[FaultResult]:
+    """Cause each fault and judge what was seen; one that goes wrong leaves the others their turn."""
+    for fault in faults:
+        began(fault)
+        yield _try(stage, fault, time.monotonic())
+
+
+def _try(stage: Stage, fault: Fault, started: float) -> FaultResult:
+    try:
+        seen = fault.cause(stage)
+    except Skipped as skipped:
+        return FaultResult(fault.name, Outcome.SKIPPED, Seen(note=str(skipped)), time.monotonic() - started)
+    except DrillError as error:
+        seen = Seen(findings=(Finding(Kind.WRONG, str(error)), *_left_behind(stage)))
+    return judge(fault.name, seen, took_s=time.monotonic() - started)
+
+
+def _left_behind(stage: Stage) -> list[Finding]:
+    """After a fault that went wrong: end its builds and its runners, so that the next one begins afresh."""
+    try:
+        return stage.start_over()
+    except DrillError as error:
+        return [Finding(Kind.WRONG, f"cleaning up after it: {error}")]
