@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections import Counter
 
 import httpx
@@ -77,6 +78,11 @@ class Gate:
         self._before: set[str] = set()
         self._after: set[str] = set()
         self._arrived: dict[str, threading.Event] = {}
+        self._times: dict[str, list[float]] = {}
+
+    def times_of(self, verb: str) -> list[float]:
+        """When requests of this kind came, on the machine's monotonic clock."""
+        return list(self._times.get(verb, ()))
 
     def hold_before(self, verb: str) -> threading.Event:
         """From now on these requests wait without effect; the event tells that one has come."""
@@ -99,6 +105,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         verb = verb_of(scope["method"], scope["path"])
+        self._times.setdefault(verb, []).append(time.monotonic())
         await self._wait(verb, self._before)
 
         async def send_later(message: Message) -> None:

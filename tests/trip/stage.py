@@ -96,12 +96,18 @@ class RunnerThread:
 class Process:
     """One of our programs as a process of its own, its output in a file."""
 
-    def __init__(self, folder: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
-        descriptor, name = tempfile.mkstemp(dir=folder, prefix=f"{arguments[0]}-", suffix=".out")
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        env: dict[str, str] | None = None,
+        module: str = "coordinator",
+    ) -> None:
+        descriptor, name = tempfile.mkstemp(dir=folder, prefix=f"{Path(arguments[0]).name}-", suffix=".out")
         self._output = Path(name)
         try:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "coordinator", *arguments],
+                [sys.executable, "-m", module, *arguments],
                 cwd=ROOT,
                 env={**os.environ, "BUILDMILL_GIT_PROTOCOLS": PROTOCOLS, **(env or {})},
                 stdin=subprocess.DEVNULL,
@@ -264,6 +270,22 @@ class Stage(User):
             executor,
             *options,
         )
+        self._runners.append(made)
+        return made
+
+    def a_runner_with_many_lives(
+        self, deaths: Path, *, machine: str = "r", executor: str = "process"
+    ) -> Process:
+        """It dies where the names of its steps say so, see `lives`."""
+        options = [
+            "--coordinator",
+            self.address,
+            "--state",
+            str(self.folder / machine),
+            "--executor",
+            executor,
+        ]
+        made = Process(self.folder, str(deaths), "--", *options, module="tests.trip.lives")
         self._runners.append(made)
         return made
 
