@@ -54,6 +54,35 @@ class Settings(BaseSettings):
     body_deadline: Annotated[
         float, Field(gt=0, description="Seconds a client has to send a request's body")
     ] = 60.0
+    retain_log_days: Annotated[
+        int, Field(ge=0, le=36500, description="Days until the logs of a build go; 0 keeps them for ever")
+    ] = 0
+    retain_artifact_days: Annotated[
+        int,
+        Field(ge=0, le=36500, description="Days until the artifacts of a build go; 0 keeps them for ever"),
+    ] = 0
+    retain_build_days: Annotated[
+        int, Field(ge=0, le=36500, description="Days until a build goes with all it has; 0 keeps it for ever")
+    ] = 0
+    retain_builds: Annotated[
+        int, Field(ge=0, le=10**9, description="Newest builds that each project keeps; 0 keeps all")
+    ] = 0
+    retain_megabytes: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=10**9,
+            description="MiB of artifacts and logs that each project keeps; 0 knows no limit",
+        ),
+    ] = 0
+    retain_unused_hours: Annotated[
+        int,
+        Field(ge=0, le=8760, description="Hours that bytes stay on the disk when no artifact needs them"),
+    ] = 24
+    retain_tombstone_days: Annotated[
+        int,
+        Field(ge=1, le=36500, description="Days in which what has gone answers `expired`, not `not_found`"),
+    ] = 365
 
     @property
     def allowed_git_protocols(self) -> frozenset[str]:

@@ -4,6 +4,7 @@ from typing import Any
 
 from sqlmodel import Session
 
+from coordinator.actions.refuse_expired import has_expired
 from coordinator.actions.show_build import get_visible_build
 from coordinator.rules.access import Caller
 from coordinator.store import rounds
@@ -12,4 +13,4 @@ from coordinator.store import rounds
 def list_artifacts(tx: Session, caller: Caller, build_id: str) -> list[Any]:
     """What the build has to show now; of a step that ran again only the latest outputs."""
     build = get_visible_build(tx, caller, build_id)
-    return rounds.list_latest_artifacts(tx, build.id)
+    return [row for row in rounds.list_latest_artifacts(tx, build.id) if not has_expired(row, build)]

@@ -4,16 +4,25 @@ from typing import Any
 
 from sqlmodel import Session
 
+from coordinator.actions.refuse_expired import has_expired, refuse_expired
 from coordinator.actions.show_build import get_visible_build
-from coordinator.errors import NotFound
+from coordinator.errors import Expired, NotFound
 from coordinator.rules.access import Caller
 from coordinator.store import artifacts
 
 
 def show_artifact(tx: Session, caller: Caller, artifact_id: str) -> Any:
-    artifact = artifacts.get_artifact(tx, artifact_id)
     try:
-        get_visible_build(tx, caller, artifact.build_id)
+        artifact = artifacts.get_artifact(tx, artifact_id)
+    except NotFound:
+        refuse_expired(tx, caller, artifact_id)
+        raise
+    try:
+        build = get_visible_build(tx, caller, artifact.build_id)
+    except Expired as error:
+        raise Expired("this artifact has expired") from error
     except NotFound as error:
         raise NotFound("no such artifact") from error
+    if has_expired(artifact, build):
+        raise Expired("this artifact has expired")
     return artifact

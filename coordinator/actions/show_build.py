@@ -5,7 +5,8 @@ from typing import Any
 
 from sqlmodel import Session
 
-from coordinator.errors import NotFound
+from coordinator.actions.refuse_expired import refuse_expired
+from coordinator.errors import Expired, NotFound
 from coordinator.rules.access import Caller
 from coordinator.store import attempts, builds, projects, rounds, steps
 from coordinator.tables import Build
@@ -21,13 +22,34 @@ class BuildView:
 
 
 def get_visible_build(tx: Session, caller: Caller, build_id: str) -> Build:
-    """The build, if the caller may see its project."""
-    build = builds.get_build(tx, build_id)
+    """The build, if the caller may see its project and it has not expired."""
+    try:
+        build = builds.get_build(tx, build_id)
+    except NotFound:
+        refuse_expired(tx, caller, build_id)
+        raise
     try:
         projects.get_project(tx, caller, build.project_id)
     except NotFound as error:
         raise NotFound("no such build") from error
+    if build.expired_at is not None:
+        raise Expired("this build has expired")
     return build
+
+
+def get_visible_step(tx: Session, caller: Caller, step_id: str) -> tuple[Any, Build]:
+    """A step and its build, if the caller may see them and they have not expired."""
+    try:
+        step = steps.get_step(tx, step_id)
+    except NotFound:
+        refuse_expired(tx, caller, step_id)
+        raise
+    try:
+        return step, get_visible_build(tx, caller, step.build_id)
+    except Expired as error:
+        raise Expired("this step has expired") from error
+    except NotFound as error:
+        raise NotFound("no such step") from error
 
 
 def show_build(tx: Session, caller: Caller, build_id: str) -> BuildView:

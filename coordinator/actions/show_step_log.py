@@ -5,11 +5,11 @@ from pathlib import Path
 
 from sqlmodel import Session
 
-from coordinator.actions.show_build import get_visible_build
-from coordinator.errors import NotFound
+from coordinator.actions.show_build import get_visible_step
+from coordinator.errors import Expired, NotFound
 from coordinator.rules.access import Caller
 from coordinator.site import Site
-from coordinator.store import attempts, steps
+from coordinator.store import attempts
 from shared.states import StepState
 
 
@@ -30,11 +30,7 @@ class LogView:
 
 def show_step_log(tx: Session, site: Site, caller: Caller, step_id: str, *, attempt: int | None) -> LogView:
     """The log of one attempt, by default the latest."""
-    step = steps.get_step(tx, step_id)
-    try:
-        get_visible_build(tx, caller, step.build_id)
-    except NotFound as error:
-        raise NotFound("no such step") from error
+    step, build = get_visible_step(tx, caller, step_id)
     number = step.attempt if attempt is None else attempt
     path = site.logs.path(step.build_id, step.id, number)
     row = attempts.find_attempt(tx, step.id, number) if number else None
@@ -42,6 +38,8 @@ def show_step_log(tx: Session, site: Site, caller: Caller, step_id: str, *, atte
         if attempt is not None:
             raise NotFound("no such attempt")
         return LogView(number, path, 0, not StepState(step.state).is_final, "open", None)
+    if build.logs_expired_at is not None and row.claimed_at <= build.logs_expired_at:
+        raise Expired("this log has expired")
     is_current = number == step.attempt
     size = step.log_size if is_current else row.log_size
     is_open = is_current and not StepState(step.state).is_final

@@ -160,13 +160,11 @@ def _shrink(
     for build in staying:
         total += build.artifact_bytes if (build.id, Part.ARTIFACTS) not in going else 0
         total += build.log_bytes if (build.id, Part.LOGS) not in going else 0
-    for part, size_of in (
-        (Part.ARTIFACTS, lambda build: build.artifact_bytes if build.has_artifacts else 0),
-        (Part.LOGS, lambda build: build.log_bytes if build.has_logs else 0),
-    ):
+    for part in (Part.ARTIFACTS, Part.LOGS):
         for build in staying:
             if total <= limit:
                 return
-            if (build.id, part) not in going and size_of(build) > 0:
+            size = build.artifact_bytes if part is Part.ARTIFACTS else build.log_bytes
+            if (build.id, part) not in going and size > 0:
                 going[build.id, part] = Expiry(build.id, build.number, part, Why.SIZE, build.finished_at)
-                total -= size_of(build)
+                total -= size

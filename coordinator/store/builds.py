@@ -35,12 +35,14 @@ def list_builds(tx: Session, project_id: str, *, limit: int, offset: int) -> tup
     """A page of the project's builds, newest first, and how many there are."""
     rows = tx.exec(
         select(Build)
-        .where(col(Build.project_id) == project_id)
+        .where(col(Build.project_id) == project_id, col(Build.expired_at).is_(None))
         .order_by(col(Build.number).desc())
         .limit(limit)
         .offset(offset)
     ).all()
-    total = tx.exec(select(func.count()).where(col(Build.project_id) == project_id)).one()
+    total = tx.exec(
+        select(func.count()).where(col(Build.project_id) == project_id, col(Build.expired_at).is_(None))
+    ).one()
     return list(rows), int(total)
 
 

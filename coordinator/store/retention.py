@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
+    Column,
     ColumnElement,
     Integer,
     Table,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    true,
     update,
 )
 from sqlmodel import Session
@@ -57,15 +59,26 @@ _MARKS = {
     Part.LOGS: (BUILDS.c.logs_expired_at,),
     Part.BUILD: (BUILDS.c.expired_at, BUILDS.c.artifacts_expired_at, BUILDS.c.logs_expired_at),
 }
+
+
+def _is_unmarked(at: Column[Any], marked_at: Column[Any]) -> ColumnElement[bool]:
+    """What came after the mark stays: a build may have run again since."""
+    return or_(marked_at.is_(None), at > marked_at)
+
+
 _OLD_ARTIFACT = and_(
     ARTIFACTS.c.build_id == BUILDS.c.id, ARTIFACTS.c.created_at <= BUILDS.c.artifacts_expired_at
 )
 _OLD_APPEND = and_(APPENDS.c.build_id == BUILDS.c.id, APPENDS.c.at <= BUILDS.c.logs_expired_at)
-_OLD_ATTEMPT = and_(
-    STEPS.c.build_id == BUILDS.c.id,
-    ATTEMPTS.c.step_id == STEPS.c.id,
-    ATTEMPTS.c.finished_at <= BUILDS.c.logs_expired_at,
+_HAS_ARTIFACTS = exists().where(
+    ARTIFACTS.c.build_id == BUILDS.c.id,
+    _is_unmarked(ARTIFACTS.c.created_at, BUILDS.c.artifacts_expired_at),
 )
+_HAS_LOGS = exists().where(
+    APPENDS.c.build_id == BUILDS.c.id,
+    _is_unmarked(APPENDS.c.at, BUILDS.c.logs_expired_at),
+)
+_HAS = {Part.ARTIFACTS: _HAS_ARTIFACTS, Part.LOGS: _HAS_LOGS, Part.BUILD: true()}
 
 
 @dataclass(frozen=True)
@@ -106,8 +119,8 @@ def list_facts(tx: Session, project_id: str) -> list[BuildFacts]:
         BUILDS.c.branch,
         BUILDS.c.state,
         BUILDS.c.finished_at,
-        exists().where(ARTIFACTS.c.build_id == BUILDS.c.id).label("has_artifacts"),
-        exists().where(APPENDS.c.build_id == BUILDS.c.id).label("has_logs"),
+        _HAS_ARTIFACTS.label("has_artifacts"),
+        _HAS_LOGS.label("has_logs"),
     ).where(BUILDS.c.project_id == project_id, BUILDS.c.expired_at.is_(None))
     return [
         BuildFacts(
@@ -133,7 +146,7 @@ def list_usage(tx: Session, project_id: str, build_ids: Collection[str] | None =
     files = (
         select(BUILDS.c.id, func.count(), func.sum(ARTIFACTS.c.size))
         .join(ARTIFACTS, ARTIFACTS.c.build_id == BUILDS.c.id)
-        .where(which)
+        .where(which, _is_unmarked(ARTIFACTS.c.created_at, BUILDS.c.artifacts_expired_at))
         .group_by(BUILDS.c.id)
     )
     logs = (
@@ -143,7 +156,7 @@ def list_usage(tx: Session, project_id: str, build_ids: Collection[str] | None =
         .where(
             which,
             ATTEMPTS.c.log_size > 0,
-            or_(BUILDS.c.logs_expired_at.is_(None), ATTEMPTS.c.finished_at > BUILDS.c.logs_expired_at),
+            _is_unmarked(ATTEMPTS.c.claimed_at, BUILDS.c.logs_expired_at),
         )
         .group_by(BUILDS.c.id)
     )
@@ -164,7 +177,11 @@ def weigh_artifacts(tx: Session, project_id: str, kept: Collection[str]) -> tupl
     owned = (
         select(func.max(number).label("owner"), ARTIFACTS.c.size)
         .join(BUILDS, BUILDS.c.id == ARTIFACTS.c.build_id)
-        .where(BUILDS.c.project_id == project_id, ARTIFACTS.c.type == "file")
+        .where(
+            BUILDS.c.project_id == project_id,
+            ARTIFACTS.c.type == "file",
+            _is_unmarked(ARTIFACTS.c.created_at, BUILDS.c.artifacts_expired_at),
+        )
         .group_by(ARTIFACTS.c.sha256, ARTIFACTS.c.size)
         .subquery()
     )
@@ -176,11 +193,11 @@ def weigh_artifacts(tx: Session, project_id: str, kept: Collection[str]) -> tupl
 # Marks
 
 
-def lock_expiring(tx: Session, expiries: Sequence[Expiry]) -> list[Expiry]:
-    """Those of them whose build still stands as it was judged, each held until the transaction ends."""
+def lock_expiring(tx: Session, part: Part, expiries: Sequence[Expiry]) -> list[Expiry]:
+    """Those of them that still stand as they were judged, each build held until the transaction ends."""
     statement = (
         select(BUILDS.c.id, BUILDS.c.state, BUILDS.c.finished_at)
-        .where(BUILDS.c.id.in_([one.build_id for one in expiries]), BUILDS.c.expired_at.is_(None))
+        .where(BUILDS.c.id.in_([one.build_id for one in expiries]), BUILDS.c.expired_at.is_(None), _HAS[part])
         .order_by(BUILDS.c.id)
         .with_for_update()
     )
@@ -231,10 +248,9 @@ def list_expired_logs(tx: Session, build_id: str) -> list[tuple[str, int]]:
     """The attempts of a build whose logs are marked: step and number."""
     statement = (
         select(ATTEMPTS.c.step_id, ATTEMPTS.c.attempt)
-        .select_from(BUILDS)
-        .join(STEPS, STEPS.c.build_id == BUILDS.c.id)
-        .join(ATTEMPTS, _OLD_ATTEMPT)
-        .where(BUILDS.c.id == build_id)
+        .join(STEPS, STEPS.c.id == ATTEMPTS.c.step_id)
+        .join(BUILDS, BUILDS.c.id == STEPS.c.build_id)
+        .where(BUILDS.c.id == build_id, ATTEMPTS.c.claimed_at <= BUILDS.c.logs_expired_at)
     )
     return [(row.step_id, row.attempt) for row in tx.connection().execute(statement)]
 

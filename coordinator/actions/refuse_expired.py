@@ -1,0 +1,27 @@
+"""Who asks for something that retention has deleted hears so, if it was theirs to see."""
+
+from typing import Any
+
+from sqlmodel import Session
+
+from coordinator.errors import Expired, NotFound
+from coordinator.rules.access import Caller
+from coordinator.store import projects, retention
+from coordinator.tables import Build
+
+
+def refuse_expired(tx: Session, caller: Caller, thing_id: str) -> None:
+    """Expired for what has been there and was not kept; nothing happens for ids that never were."""
+    tombstone = retention.find_tombstone(tx, thing_id)
+    if tombstone is None:
+        return
+    try:
+        projects.get_project(tx, caller, tombstone.project_id)
+    except NotFound:
+        return  # as if it had never been
+    raise Expired(f"this {tombstone.kind} has expired")
+
+
+def has_expired(artifact: Any, build: Build) -> bool:
+    """True for an artifact that is marked: its row may still be there for a moment."""
+    return build.artifacts_expired_at is not None and artifact.created_at <= build.artifacts_expired_at
