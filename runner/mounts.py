@@ -11,6 +11,7 @@ from pathlib import Path
 MS_RDONLY = 1
 MS_NOSUID = 2
 MS_NODEV = 4
+MS_NOEXEC = 8
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 BUSY_TRIES = 25
@@ -38,6 +39,16 @@ def mount_overlay(target: Path, options: str, *, read_only: bool = False) -> Non
     if libc.mount(b"overlay", os.fsencode(target), b"overlay", ctypes.c_ulong(flags), options.encode()):
         number = ctypes.get_errno()
         raise OSError(number, f"cannot mount an overlay: {os.strerror(number)}", str(target))
+
+
+def mount_tmpfs(target: Path, *, size: int) -> None:
+    """Mount a file system in memory that only this user can look into."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    flags = ctypes.c_ulong(MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    options = f"size={size},mode=0700".encode()
+    if libc.mount(b"tmpfs", os.fsencode(target), b"tmpfs", flags, options):
+        number = ctypes.get_errno()
+        raise OSError(number, f"cannot mount a tmpfs: {os.strerror(number)}", str(target))
 
 
 def unmount(target: Path) -> None:

@@ -1,8 +1,8 @@
 """What every executor can do with one attempt of a step.
 
 The attempt's folder is made by the caller before `create`; it holds `script.sh` and, from then on,
-`launch.sh`, `log`, `rc` and `pipe`, which the executor makes. All operations name the attempt, so a
-restarted runner can go on with what its predecessor left.
+`launch.sh`, `log`, `rc` and `pipe`, which the executor makes. Secrets never lie in that folder.
+All operations name the attempt, so a restarted runner can go on with what its predecessor left.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,6 +35,7 @@ class Job:
     workspace: Path
     binds: tuple[Bind, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     network: str = "bridge"
     user: str = "root"
     cpus: float | None = None

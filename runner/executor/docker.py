@@ -32,6 +32,7 @@ from runner.executor.base import Bind, Created, Ended, Job, Leftover
 from runner.executor.holders import HolderPool
 from runner.executor.logins import find_login
 from runner.executor.pulls import PullFailed, Pulls
+from runner.executor.secret_files import SecretFiles
 from shared.reasons import Reason
 
 CAPABILITIES: Final = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID", "KILL", "NET_BIND_SERVICE")
@@ -85,8 +86,10 @@ class DockerExecutor:
         refuse_private: bool | None,
         holders_ahead: Mapping[str, int],
         logins: Mapping[str, RegistryLogin],
+        secret_files: SecretFiles,
     ) -> None:
         self._runner = runner
+        self._secret_files = secret_files
         self._base_url = base_url
         self._limits = limits
         self._trust = host_trust
@@ -178,8 +181,9 @@ class DockerExecutor:
         return Created(container=job.name, image_digest=_digest_of(image))
 
     def _create_container(self, job: Job, image_id: str) -> None:
+        secrets = self._place_secrets(job)
         holder = self._take_holder(job)
-        body = self._body(job, image_id, holder)
+        body = self._body(job, image_id, holder, secrets)
         with _answers():
             try:
                 self._api.create_container_from_config(body, name=job.name)
@@ -190,6 +194,11 @@ class DockerExecutor:
                 if error.status_code != 409:
                     raise StepError(verdict.explain_create(_text(error)), _text(error)) from error
         self._adopt(job)
+
+    def _place_secrets(self, job: Job) -> Path | None:
+        if not job.secrets:
+            return None
+        return self._secret_files.place(job.name, job.secrets, for_any_user=job.user != "root")
 
     def _adopt(self, job: Job) -> None:
         found = self._inspect(job.name)
@@ -208,6 +217,7 @@ class DockerExecutor:
             if found["State"]["StartedAt"] != _NEVER:
                 return  # a second start would run the script a second time
             self._note_engine(job)
+            self._place_secrets(job)  # a restart of the machine has taken them
             try:
                 with self._going_first():
                     self._start_container(job.name)
@@ -255,6 +265,8 @@ class DockerExecutor:
             if found is None:
                 return verdict.judge_vanished(launcher.read_rc(job.attempt_dir))
             state = found["State"]
+            if job.secrets:
+                self._secret_files.remove_read(job.name)
             if state["Status"] in ("exited", "dead"):
                 return self._judge(job, state)
             left_s = until - time.monotonic()
@@ -324,6 +336,7 @@ class DockerExecutor:
         return text[-DIAGNOSTICS_LIMIT:]
 
     def destroy(self, job: Job) -> None:
+        self._secret_files.remove(job.name)
         found = self._inspect(job.name)
         self._record_volumes(job, found)
         self._remove_with_holder(job.name, found)
@@ -379,6 +392,7 @@ class DockerExecutor:
         ]
 
     def remove_leftover(self, leftover: Leftover) -> None:
+        self._secret_files.remove(leftover.name)
         self._remove_with_holder(leftover.name, self._inspect(leftover.name))
 
     def close(self) -> None:
@@ -387,10 +401,11 @@ class DockerExecutor:
         self._sweeper.shutdown(wait=True)
         self._api.close()
         self._slow_api.close()
+        self._secret_files.close()
 
     # -- what a container looks like
 
-    def _body(self, job: Job, image_id: str, holder: str | None) -> dict[str, Any]:
+    def _body(self, job: Job, image_id: str, holder: str | None, secrets: Path | None) -> dict[str, Any]:
         body: dict[str, Any] = {
             "Image": image_id,
             "Entrypoint": ["/bin/sh", f"{launcher.INSIDE}/launch.sh"],
@@ -404,7 +419,7 @@ class DockerExecutor:
             "AttachStdout": False,
             "AttachStderr": False,
             "Healthcheck": {"Test": ["NONE"]},
-            "HostConfig": self._host_config(job, holder),
+            "HostConfig": self._host_config(job, holder, secrets),
         }
         if job.user == "root":
             body["User"] = "0:0"
@@ -419,7 +434,7 @@ class DockerExecutor:
         }
         return {**ours, **self._trust.env, **job.env}
 
-    def _host_config(self, job: Job, holder: str | None) -> dict[str, Any]:
+    def _host_config(self, job: Job, holder: str | None, secrets: Path | None) -> dict[str, Any]:
         cpus = job.cpus if job.cpus is not None else self._limits.cpus
         memory_mb = job.memory_mb if job.memory_mb is not None else self._limits.memory_mb
         config: dict[str, Any] = {
@@ -434,7 +449,7 @@ class DockerExecutor:
             "OomScoreAdj": 500,  # when the machine itself runs short, steps go before the runner
             "PidsLimit": job.pids if job.pids is not None else self._limits.pids,
             "ShmSize": self._limits.shm_mb * _MIB,
-            "Mounts": [_mount(bind) for bind in self._binds(job)],
+            "Mounts": [_mount(bind) for bind in self._binds(job, secrets)],
         }
         if memory_mb is not None:
             config["Memory"] = config["MemorySwap"] = memory_mb * _MIB
@@ -442,12 +457,14 @@ class DockerExecutor:
             config["NanoCpus"] = int(cpus * 1e9)
         return config
 
-    def _binds(self, job: Job) -> list[Bind]:
+    def _binds(self, job: Job, secrets: Path | None) -> list[Bind]:
         folder, inside = job.attempt_dir, launcher.INSIDE
         read_only = [
             Bind(folder / name, f"{inside}/{name}", read_only=True) for name in ("launch.sh", "script.sh")
         ]
         written = [Bind(folder / name, f"{inside}/{name}") for name in ("log", "rc", "pipe")]
+        if secrets is not None:
+            written.append(Bind(secrets, f"{inside}/secrets"))
         return [*read_only, *written, Bind(job.workspace, "/workspace"), *job.binds, *self._trust.binds]
 
     # -- networks
@@ -679,6 +696,7 @@ def open_docker(
         refuse_private=refuse_private if egress_rules else None,
         holders_ahead={"bridge": holders_ahead, "none": min(1, holders_ahead)},
         logins=logins,
+        secret_files=SecretFiles(state, runner),
     )
 
 

@@ -22,6 +22,7 @@ DRAIN_S: Final = 2
 RECORD: Final = "files.json"
 _RC: Final = re.compile(rb"([0-9]{1,3})\n")
 
+# What is in the secrets' file is ours alone; it is emptied before the script can look.
 # Output goes through a pipe: a program that opens /dev/stderr anew would empty a regular file. The pump
 # ignores TERM, so that the last words of a cancelled script arrive; two seconds bound the wait for daemons
 # that keep the pipe open. An image without cat or sleep gets the plain file.
@@ -29,6 +30,10 @@ _LAUNCH: Final = """\
 trap : TERM INT HUP
 exec </dev/null
 if [ -x /bin/bash ]; then s=/bin/bash; else s=/bin/sh; fi
+if [ -e @/secrets ]; then
+    { [ -s @/secrets ] && [ -r @/secrets ] && . @/secrets; } || { echo 'no secrets can be read' >&2; exit 125; }
+    true 2>/dev/null >@/secrets
+fi
 has() { PATH=$PATH:/usr/bin:/bin command -v "$1" >/dev/null 2>&1; }
 if has cat && has sleep; then
     ( trap '' TERM INT HUP; PATH=$PATH:/usr/bin:/bin; exec cat <@/pipe >>@/log ) & p=$!

@@ -21,6 +21,7 @@ import structlog
 from runner.errors import BadSetup, EngineUnavailable, StepError
 from runner.executor import launcher, supervisor, verdict
 from runner.executor.base import Bind, Created, Ended, Job, Leftover
+from runner.executor.secret_files import SecretFiles
 from shared.reasons import Reason
 
 INSIDE_WORKSPACE: Final = PurePosixPath("/workspace")
@@ -50,6 +51,7 @@ class ProcessExecutor:
         self._runner = runner
         self._records = state / "processes"  # one per attempt that create made, so that strays are found
         self._records.mkdir(parents=True, exist_ok=True)
+        self._secret_files = SecretFiles(state, runner)
         self._inherited = {name: environ[name] for name in INHERITED if name in environ}
 
     def pull(self, image: str, *, deadline_s: float, progress: Callable[[str], None]) -> str:
@@ -74,6 +76,7 @@ class ProcessExecutor:
     def start(self, job: Job) -> None:
         if (job.attempt_dir / supervisor.RECORD).exists():
             return  # a second start would run the script a second time
+        self._place_secrets(job)
         argv = [sys.executable, "-I", "-S", supervisor.__file__, str(job.attempt_dir), str(job.workspace)]
         with (job.attempt_dir / SAID).open("ab") as said:
             try:
@@ -93,6 +96,14 @@ class ProcessExecutor:
     def has_started(self, job: Job) -> bool:
         return (job.attempt_dir / supervisor.RECORD).exists()
 
+    def _place_secrets(self, job: Job) -> None:
+        if not job.secrets:
+            return
+        placed = self._secret_files.place(job.name, job.secrets, for_any_user=False)
+        link = job.attempt_dir / "secrets"
+        link.unlink(missing_ok=True)
+        link.symlink_to(placed)
+
     def _env(self, job: Job) -> dict[str, str]:
         ours = {"BUILDMILL_WORKSPACE": str(job.workspace), MARK: str(job.attempt_dir)}
         git = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
@@ -101,6 +112,8 @@ class ProcessExecutor:
     def wait(self, job: Job, *, timeout_s: float) -> Ended | None:
         until = time.monotonic() + timeout_s
         while True:
+            if job.secrets:
+                self._secret_files.remove_read(job.name)
             has_begun = (job.attempt_dir / supervisor.RECORD).exists()
             descriptor = _open_supervisor(job.attempt_dir)
             if has_begun and descriptor is None:
@@ -135,6 +148,7 @@ class ProcessExecutor:
         return said.read_bytes()[-DIAGNOSTICS_LIMIT:] if said.is_file() else b""
 
     def destroy(self, job: Job) -> None:
+        self._secret_files.remove(job.name)
         _kill(job.attempt_dir, hard=True)
         _hide_all(job.attempt_dir)
         (self._records / job.name).unlink(missing_ok=True)
@@ -160,6 +174,7 @@ class ProcessExecutor:
         return found
 
     def remove_leftover(self, leftover: Leftover) -> None:
+        self._secret_files.remove(leftover.name)
         record = self._records / leftover.name
         if not record.is_file():
             return
@@ -170,6 +185,7 @@ class ProcessExecutor:
 
     def close(self) -> None:
         """Nothing is kept ahead; attempts that run go on."""
+        self._secret_files.close()
 
 
 # -- processes
