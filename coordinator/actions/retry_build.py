@@ -13,6 +13,7 @@ from coordinator.errors import Conflict
 from coordinator.rules.access import Caller
 from coordinator.rules.transitions import BuildEvent
 from coordinator.store import audit, builds, projects, rounds, steps
+from coordinator.tables import Build
 from shared.ids import new_id
 from shared.states import BuildState, StepState
 
@@ -39,10 +40,12 @@ def retry_build(
     arrows = steps.list_dependencies(tx, build_id)
     again = _to_run_again(current, arrows, which)
     _require_any(again, which)
+    _require_outputs(build, [row for row in current if row.id not in again])
     _require_room(tx, build_id, len(again))
-    _open_round(tx, build, now=now)
+    _open_round(tx, build)
     carried = rounds.carry_steps(tx, build_id, round_number=build.round + 1)
-    _insert_rows(tx, build, current, arrows, again, now=now)
+    fresh = _insert_rows(tx, build, current, arrows, again, now=now)
+    rounds.turn_arrows(tx, build_id, {row.id: arrows.get(row.id, ()) for row in carried}, fresh)
     if any(row.attempt for row in carried):
         builds.begin_builds(tx, {build_id}, now=now)
     audit.record(
@@ -63,17 +66,15 @@ def retry_build(
     return show_build(tx, caller, build_id)
 
 
-def _hold_build(tx: Session, caller: Caller, build_id: str) -> Any:
+def _hold_build(tx: Session, caller: Caller, build_id: str) -> Build:
     """The build, with its project held too: neither may go while something new is made in it."""
-    project_id = get_visible_build(tx, caller, build_id).project_id
-    projects.lock_project(tx, project_id)
-    build = builds.lock_build(tx, build_id)
+    projects.lock_project(tx, get_visible_build(tx, caller, build_id).project_id)
+    builds.lock_build(tx, build_id)
     tx.expire_all()
-    get_visible_build(tx, caller, build_id)
-    return build
+    return get_visible_build(tx, caller, build_id)
 
 
-def _require_retryable(build: Any, current: Sequence[Any]) -> None:
+def _require_retryable(build: Build, current: Sequence[Any]) -> None:
     if build.state == BuildState.CREATED:
         raise Conflict("the build has not been started")
     is_stopping = any(
@@ -88,7 +89,16 @@ def _require_any(again: Collection[str], which: StepsToRetry) -> None:
         return
     if which is StepsToRetry.FAILED:
         raise Conflict("there is nothing to run again: no step has failed, was cancelled or was skipped")
-    raise Conflict("there is nothing to run again: every step is still to end, or one that is stands on it")
+    raise Conflict("there is nothing to run again: no step has ended but those that one which runs needs")
+
+
+def _require_outputs(build: Build, kept: Sequence[Any]) -> None:
+    expired_at = build.artifacts_expired_at  # what was made after that is still there
+    if expired_at is not None and any(
+        row.spec["outputPaths"] and row.finished_at is not None and row.finished_at <= expired_at
+        for row in kept
+    ):
+        raise Conflict("the outputs of the steps that have succeeded have expired; all steps can be retried")
 
 
 def _require_room(tx: Session, build_id: str, more: int) -> None:
@@ -100,20 +110,21 @@ def _require_room(tx: Session, build_id: str, more: int) -> None:
 def _to_run_again(
     current: Sequence[Any], arrows: Mapping[str, Sequence[str]], which: StepsToRetry
 ) -> set[str]:
-    """The ids of the rows that are replaced.
+    """The ids of the rows that are replaced: rows that have ended.
 
-    No step that has not ended depends on any of them, and every step that depends on one of them is among
-    them too: so what is kept only ever stands on what is kept.
+    What has begun, or may begin at any moment, never depends on one of them, so that what it was given
+    stays what counts; a step that still waits for others can wait for the new ones.
     """
     unfinished = {row.id for row in current if not StepState(row.state).is_final}
     if which is StepsToRetry.ALL:
-        return {row.id for row in current} - _with_linked(unfinished, arrows)
+        begun = {row.id for row in current if row.id in unfinished and row.state != StepState.PENDING}
+        return {row.id for row in current} - unfinished - _with_linked(begun, arrows)
     unsuccessful = {row.id for row in current if row.state != StepState.SUCCEEDED} - unfinished
     dependents: dict[str, list[str]] = defaultdict(list)
     for step_id in (row.id for row in current):
         for other in arrows.get(step_id, ()):
             dependents[other].append(step_id)
-    return _with_linked(unsuccessful, dependents)
+    return _with_linked(unsuccessful, dependents) - unfinished
 
 
 def _with_linked(step_ids: Collection[str], links: Mapping[str, Sequence[str]]) -> set[str]:
@@ -127,7 +138,7 @@ def _with_linked(step_ids: Collection[str], links: Mapping[str, Sequence[str]]) 
     return found
 
 
-def _open_round(tx: Session, build: Any, *, now: datetime) -> None:
+def _open_round(tx: Session, build: Build) -> None:
     moved = builds.move_build(
         tx,
         build.id,
@@ -146,14 +157,14 @@ def _open_round(tx: Session, build: Any, *, now: datetime) -> None:
 
 def _insert_rows(
     tx: Session,
-    build: Any,
+    build: Build,
     current: Sequence[Any],
     arrows: Mapping[str, Sequence[str]],
     again: Collection[str],
     *,
     now: datetime,
-) -> None:
-    """A fresh row for each of `again`, made of what the build copied when it was made."""
+) -> dict[str, str]:
+    """A fresh row for each of `again`, of what the build copied when it was made; old ids to new ones."""
     fresh = {row.id: new_id() for row in current if row.id in again}
     states = {row.id: row.state for row in current}
     rows, labels, dependencies = [], [], []
@@ -176,6 +187,7 @@ def _insert_rows(
                 "label_count": row.label_count,
                 "dependency_count": row.dependency_count,
                 "exclusive": row.exclusive,
+                "queue_limit_s": row.queue_limit_s,
                 **steps.never_claimed(is_ready=is_ready, now=now),
             }
         )
@@ -185,3 +197,4 @@ def _insert_rows(
             for other in behind
         ]
     steps.insert_steps(tx, rows, labels, dependencies)
+    return fresh

@@ -1,16 +1,18 @@
 """The rounds of a build: which of its rows count now, and what is carried into the next round."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import exists, func, select, update
+from sqlalchemy import delete, exists, func, insert, select, update
 from sqlalchemy.engine import Row
 from sqlmodel import Session
 
 from coordinator.store.statements import given
-from coordinator.tables import Artifact, Step, table_of
+from coordinator.tables import Artifact, Step, StepDependency, table_of
 from shared.states import FINAL_STEP_STATES, StepState
 
 STEPS = table_of(Step)
+DEPENDENCIES = table_of(StepDependency)
 ARTIFACTS = table_of(Artifact)
 _NEWER = STEPS.alias("newer")
 
@@ -21,6 +23,10 @@ _OF_BUILD = STEPS.c.build_id == given(STEPS.c.build_id)
 _LIST_ALL = select(STEPS).where(_OF_BUILD).order_by(STEPS.c.position, STEPS.c.round)
 _COUNT_ROWS = select(func.count()).where(_OF_BUILD)
 _COUNT_LATEST = select(STEPS.c.state, func.count()).where(_OF_BUILD, IS_LATEST).group_by(STEPS.c.state)
+_DROP_ARROW = delete(DEPENDENCIES).where(
+    DEPENDENCIES.c.step_id == given(DEPENDENCIES.c.step_id),
+    DEPENDENCIES.c.depends_on_id == given(DEPENDENCIES.c.depends_on_id),
+)
 _ARTIFACTS = (
     select(ARTIFACTS)
     .join(STEPS, STEPS.c.id == ARTIFACTS.c.step_id)
@@ -62,3 +68,18 @@ def carry_steps(tx: Session, build_id: str, *, round_number: int) -> list[Row[An
         .returning(STEPS.c.id, STEPS.c.attempt)
     )
     return list(tx.connection().execute(statement).all())
+
+
+def turn_arrows(
+    tx: Session, build_id: str, arrows: Mapping[str, Sequence[str]], fresh: Mapping[str, str]
+) -> None:
+    """Let these steps wait for the new rows instead of those that were replaced; `fresh` has old and new."""
+    turned = [(step_id, old) for step_id, behind in arrows.items() for old in behind if old in fresh]
+    if not turned:
+        return
+    connection = tx.connection()
+    connection.execute(_DROP_ARROW, [{"the_step_id": one, "the_depends_on_id": old} for one, old in turned])
+    connection.execute(
+        insert(DEPENDENCIES),
+        [{"step_id": one, "depends_on_id": fresh[old], "build_id": build_id} for one, old in turned],
+    )
