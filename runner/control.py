@@ -117,7 +117,7 @@ class Control:
         said = json.loads(heard)
         if not isinstance(said, dict):
             raise ValueError("what is said is no object")
-        word = Word(said.get("do"))
+        word = Word(str(said.get("do")))
         if word is Word.DRAIN:
             obedience.drain()
         _send(caller, _written(obedience.standing()))

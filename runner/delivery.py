@@ -7,7 +7,7 @@ import structlog
 from runner.attempt import Attempt
 from runner.client import Client
 from runner.errors import LeaseLost, LogLimit, LogRewind, Refused
-from runner.insistence import GaveUp, insist
+from runner.insistence import LAST_WORDS_S, GaveUp, insist
 from runner.log_stream import LogStream
 from shared.paths import MAX_APPEND_BYTES
 from shared.protocol import Action, LogAccepted
@@ -54,7 +54,8 @@ class LogDelivery:
     def stop(self) -> None:
         """Leave it as it is: the attempt is given up, or this process ends."""
         self._stopping.set()
-        self._thread.join(5)
+        if self._thread.is_alive():
+            self._thread.join(5)
 
     def _run(self) -> None:
         try:
@@ -98,6 +99,7 @@ class LogDelivery:
             lambda: self._client.append_log(self._attempt.proof, offset, data),
             given_up=self._attempt.abandoned,
             stopping=self._attempt.shutdown,
+            last_words_s=LAST_WORDS_S,
         )
         self._attempt.log_size = answer.size
         if answer.action is Action.CANCEL:

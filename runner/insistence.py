@@ -17,10 +17,16 @@ log = structlog.get_logger()
 FIRST_S = 0.5
 LONGEST_S = 60.0
 PATIENCE_S = 24 * 3600.0
+LAST_WORDS_S = 5.0
+LAST_WORDS_PAUSE_S = 0.5
 
 
 class GaveUp(Unreachable):
-    """A day of trying, or the end of this process."""
+    """The end of this process, or a day of trying."""
+
+
+class TooLate(GaveUp):
+    """A day of trying."""
 
 
 def insist(
@@ -30,23 +36,36 @@ def insist(
     stopping: threading.Event | None = None,
     patience_s: float = PATIENCE_S,
     longest_s: float = LONGEST_S,
+    last_words_s: float = 0.0,
 ) -> T:
     """Repeat `send` until it is answered, with growing, jittered pauses.
 
-    Raises LeaseLost as soon as `given_up` is set, and GaveUp after `patience_s` or when `stopping` is set.
+    Raises LeaseLost as soon as `given_up` is set, GaveUp `last_words_s` after `stopping` was seen to be set,
+    and TooLate after `patience_s`; there is always one try.
     """
+    ends_at: float | None = None
+
+    def is_stopping() -> bool:
+        return stopping is not None and stopping.is_set()
 
     def sleep(seconds: float) -> None:
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + (min(seconds, LAST_WORDS_PAUSE_S) if is_stopping() else seconds)
+        was_stopping = is_stopping()
         while time.monotonic() < deadline and not given_up.is_set():
-            if stopping is not None and stopping.is_set():
+            if is_stopping() and not was_stopping:
                 return
             given_up.wait(min(0.5, max(0.0, deadline - time.monotonic())))
 
     def stop(state: RetryCallState) -> bool:
-        if stopping is not None and stopping.is_set():
-            return True
+        nonlocal ends_at
+        if is_stopping():
+            ends_at = ends_at if ends_at is not None else time.monotonic() + last_words_s
+            return time.monotonic() >= ends_at
         return time.monotonic() - state.start_time > patience_s
+
+    def give_up(state: RetryCallState) -> NoReturn:
+        error = state.outcome.exception() if state.outcome else None
+        raise (GaveUp if is_stopping() else TooLate)(f"given up: {error}") from error
 
     def before(_state: RetryCallState) -> None:
         if given_up.is_set():
@@ -59,7 +78,7 @@ def insist(
         sleep=sleep,
         before=before,
         before_sleep=_tell,
-        retry_error_callback=_give_up,
+        retry_error_callback=give_up,
     )
     return retrying(send)
 
@@ -76,8 +95,3 @@ def _tell(state: RetryCallState) -> None:
     if state.attempt_number in (1, 5) or state.attempt_number % 20 == 0:
         error = state.outcome.exception() if state.outcome else None
         log.warning("coordinator_unreachable", tries=state.attempt_number, cause=str(error))
-
-
-def _give_up(state: RetryCallState) -> NoReturn:
-    error = state.outcome.exception() if state.outcome else None
-    raise GaveUp(f"given up: {error}") from error

@@ -28,10 +28,10 @@ from runner.durable import NO_ROOM
 from runner.errors import EngineUnavailable, LeaseLost, LogRewind, Refused, StepError
 from runner.executor.base import Bind, Ended, Job
 from runner.executor.launcher import open_log
-from runner.insistence import GaveUp, insist
+from runner.insistence import LAST_WORDS_S, PATIENCE_S, GaveUp, TooLate, insist
 from runner.journal import Journal, JournalPhase
 from runner.log_stream import Level, LogStream
-from runner.mask import Masker, needles_for
+from runner.mask import Masker, needles_for, plan_masking
 from runner.means import Means
 from shared.clock import to_wire, utc_now
 from shared.protocol import ArtifactEntry, Claim, Completion, InputFile, Phase, Source, Start
@@ -53,6 +53,7 @@ TRY_AGAIN_LONGEST_S = 60.0
 SYNTAX_ERROR_CODE = 2
 CANCELLED = "CANCELLED"  # how the coordinator shows a step that a cancel has ended
 HEAD_BYTES = 1024 * 1024
+LONGEST_DETAIL = 4000
 
 
 class StepRun:
@@ -77,6 +78,8 @@ class StepRun:
         self._stream: LogStream | None = None
         self._delivery: LogDelivery | None = None
         self._log_is_whole = True
+        self._masker = Masker([])
+        self._lacks_secrets = bool(set(self._claim.secret_names) - attempt.secrets.keys())
         self._ended_as_cancelled = False
         self._cleaning = Cleaning(means, journal, attempt, self._claim)
 
@@ -108,9 +111,16 @@ class StepRun:
                 self._fail_without_log(error)
                 return False  # what a former life started may still run
             if self._journal.phase.is_before(JournalPhase.COMPLETING):
-                self._advance_as_room_allows(JournalPhase.COMPLETING, completion=_dump(self._make_outcome()))
+                said = _dump(self._masked(self._make_outcome()))
+                until = Deadline.after(PATIENCE_S).record()
+                self._advance_as_room_allows(JournalPhase.COMPLETING, completion=said, tell_until=until)
             self._complete_at_last()
             return not self._ended_as_cancelled
+        except TooLate as error:
+            said = self._journal.data.get("completion") or {}
+            log.error("outcome_never_told", step=self._claim.step_id, outcome=said, cause=str(error))
+            self._attempt.abandon()
+            return False
         except LeaseLost as error:
             log.warning("attempt_given_up", step=self._claim.step_id, cause=str(error))
             self._attempt.abandon()
@@ -136,7 +146,7 @@ class StepRun:
             return Completion(
                 status="failed",
                 reason=error.reason,
-                detail=error.detail[:4000],
+                detail=error.detail[:LONGEST_DETAIL],
                 infra=error.reason.is_infrastructure,
                 exit_code=self._journal.data.get("code"),
             )
@@ -146,7 +156,9 @@ class StepRun:
             log.exception("step_run_failed", step=self._claim.step_id)
             self._note(f"internal: {type(error).__name__}: {error}", "ERROR")
             self._discard_caches()
-            return Completion(status="failed", reason=Reason.INTERNAL, detail=str(error)[:4000], infra=True)
+            return Completion(
+                status="failed", reason=Reason.INTERNAL, detail=str(error)[:LONGEST_DETAIL], infra=True
+            )
 
     def _run_script(self) -> Ended:
         if not self._journal.phase.is_before(JournalPhase.EXITED):
@@ -187,6 +199,8 @@ class StepRun:
 
     def _prepare(self) -> Job:
         claim = self._claim
+        if self._lacks_secrets and self._journal.phase.is_before(JournalPhase.RUNNING):
+            raise StepError(Reason.INTERNAL, "the secrets of the step were not handed out again")
         is_fresh = self._journal.phase.is_before(JournalPhase.CREATING)
         digest = str(self._journal.data.get("image_digest", ""))
         if is_fresh:
@@ -253,6 +267,7 @@ class StepRun:
                 for cache, mount in zip(self._caches, claim.mounts, strict=True)
             ),
             env=env,
+            secrets=self._attempt.secrets,
             network=claim.network,
             user=claim.user,
             cpus=limits.cpus,
@@ -479,7 +494,7 @@ class StepRun:
             return Completion(
                 status="failed",
                 reason=reason,
-                detail=ended.detail[:4000],
+                detail=ended.detail[:LONGEST_DETAIL],
                 infra=reason.is_infrastructure,
                 **facts,
             )
@@ -493,7 +508,7 @@ class StepRun:
             return Completion(
                 status="failed",
                 reason=Reason.OUTPUT_MISSING,
-                detail=f"missing: {missing}"[:4000],
+                detail=f"missing: {missing}"[:LONGEST_DETAIL],
                 **facts,
             )
         self._upload(collected.entries)
@@ -582,6 +597,7 @@ class StepRun:
         assert self._stream is not None  # noqa: S101 - run opens it first
         assert self._delivery is not None  # noqa: S101 - run opens it first
         self._deliver_log(self._delivery.finish)
+        until = Deadline.recorded(self._journal.data.get("tell_until"), otherwise_s=PATIENCE_S)
         for _ in range(MOST_REPAIRS):
             said = self._with_log_facts(_undump(self._journal.data["completion"]))
             try:
@@ -589,6 +605,8 @@ class StepRun:
                     partial(self._means.client.complete, self._attempt.proof, said),
                     given_up=self._attempt.abandoned,
                     stopping=self._attempt.shutdown,
+                    patience_s=until.left_s(),
+                    last_words_s=LAST_WORDS_S,
                 )
             except LogRewind as order:
                 self._deliver_log(partial(self._delivery.rewind, order.size))
@@ -606,6 +624,8 @@ class StepRun:
 
     def _deliver_log(self, deliver: Callable[[], None]) -> None:
         """A log that cannot be delivered does not keep the outcome: it is told without the log's facts."""
+        if self._lacks_secrets:
+            return
         try:
             deliver()
         except (LeaseLost, GaveUp):
@@ -620,7 +640,7 @@ class StepRun:
         said = Completion(
             status="failed",
             reason=Reason.DISK_FULL if is_full else Reason.INTERNAL,
-            detail=f"the log cannot be opened: {error}"[:4000],
+            detail=f"the log cannot be opened: {error}"[:LONGEST_DETAIL],
             infra=True,
         )
         log.error("log_not_opened", step=self._claim.step_id, cause=str(error))
@@ -633,10 +653,13 @@ class StepRun:
 
     def _with_log_facts(self, said: Completion) -> Completion:
         assert self._stream is not None and self._delivery is not None  # noqa: S101
-        if self._delivery.is_truncated or not self._log_is_whole:
+        if self._delivery.is_truncated:
             return said
+        if not self._log_is_whole:
+            return said.model_copy(update={"log_gap": True})
         total = self._stream.total()
-        return said.model_copy(update={"log_size": total.size, "log_sha256": total.sha256})
+        facts = {"log_size": total.size, "log_sha256": total.sha256, "log_gap": self._stream.is_lost or None}
+        return said.model_copy(update=facts)
 
     def _tell_less(self, refused: Refused) -> None:
         """The coordinator will never take this completion: tell it the nearest that is legal."""
@@ -645,7 +668,11 @@ class StepRun:
         self._advance_as_room_allows(
             self._journal.phase,
             completion=_dump(
-                Completion(status="failed", reason=reason, detail=str(refused)[:4000], infra=True)
+                self._masked(
+                    Completion(
+                        status="failed", reason=reason, detail=str(refused)[:LONGEST_DETAIL], infra=True
+                    )
+                )
             ),
         )
 
@@ -663,21 +690,51 @@ class StepRun:
 
     def _open_log(self) -> None:
         self._means.executor.make_files(self._folder)
-        needles = sorted({needle for secret in self._means.secrets for needle in needles_for(secret)})
+        warnings = self._prepare_masking()
         self._stream = LogStream(
-            self._folder / "log", Masker(needles), checkpoints=self._folder / "checkpoints.json"
+            self._folder / "log", self._masker, checkpoints=self._folder / "checkpoints.json"
         )
         self._delivery = LogDelivery(self._means.client, self._attempt, self._stream)
+        if self._lacks_secrets:
+            # Not a byte of it is sent: nobody knows what would have to be masked.
+            log.error("log_withheld", step=self._claim.step_id)
+            self._log_is_whole = False
+            return
+        if self._journal.phase.is_before(JournalPhase.CREATING):
+            for warning in warnings:
+                self._note(warning, "WARN")
         self._delivery.start()
+
+    def _prepare_masking(self) -> list[str]:
+        """What is masked from here on; a warning for each secret that is too short for that."""
+        of_the_step = {name: value.encode() for name, value in self._attempt.secrets.items()}
+        needles, warnings = plan_masking(of_the_step)
+        of_the_runner = {needle for secret in self._means.secrets for needle in needles_for(secret)}
+        self._masker = Masker(sorted(of_the_runner.union(needles)))
+        return warnings
+
+    def _mask(self, text: str, *, cut_at: int | None = None) -> str:
+        """Our own words may quote the step's; where they were cut, half a secret may stand at the end."""
+        masker = self._masker.fresh()
+        masked = masker.feed(text.encode("utf-8", "surrogatepass"))
+        if cut_at is None or len(text) < cut_at:
+            masked += masker.finish()
+        return masked.decode("utf-8", "replace")
+
+    def _masked(self, said: Completion) -> Completion:
+        detail = "" if self._lacks_secrets else self._mask(said.detail, cut_at=LONGEST_DETAIL)
+        return said.model_copy(update={"detail": detail})
 
     def _note(self, line: str, level: Level = "INFO") -> None:
         if self._stream is None:
             return
         try:
-            self._stream.note(line, level)
+            self._stream.note(self._mask(line), level)
         except StepError as error:
             # A full disk must not keep the outcome from being told; what needs the room says so itself.
-            log.warning("note_not_written", step=self._claim.step_id, line=line[:500], cause=error.detail)
+            log.warning(
+                "note_not_written", step=self._claim.step_id, line=self._mask(line)[:500], cause=error.detail
+            )
 
     # --- the end ------------------------------------------------------------------------------------
 
@@ -781,7 +838,7 @@ def _write_ended(ended: Ended) -> dict[str, Any]:
         "code": ended.code,
         "oom": ended.oom,
         "reason": str(ended.reason) if ended.reason else None,
-        "detail": ended.detail[:4000],
+        "detail": ended.detail[:LONGEST_DETAIL],
     }
 
 

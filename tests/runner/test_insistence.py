@@ -7,7 +7,7 @@ import pytest
 from tenacity import Future, RetryCallState
 
 from runner.errors import LeaseLost, Refused, Unreachable
-from runner.insistence import GaveUp, insist, pause_after
+from runner.insistence import GaveUp, TooLate, insist, pause_after
 
 
 class Answers:
@@ -74,8 +74,28 @@ def test_a_process_that_ends_tries_once_and_leaves_the_rest_to_the_next():
     assert insist(Answers("yes"), given_up=threading.Event(), stopping=stopping) == "yes"
 
 
-def test_after_its_patience_it_gives_up():
+def test_last_words_are_repeated_for_a_moment():
+    stopping = threading.Event()
+    stopping.set()
+    ask = Answers(Unreachable("no", retry_after_s=600), "yes")
+    assert insist(ask, given_up=threading.Event(), stopping=stopping, last_words_s=30) == "yes"
+
+    began = time.monotonic()
     with pytest.raises(GaveUp):
+        insist(Answers(Unreachable("no")), given_up=threading.Event(), stopping=stopping, last_words_s=0.3)
+    assert time.monotonic() - began < 10
+
+
+def test_who_is_told_to_stop_in_a_long_pause_asks_again_at_once():
+    stopping = threading.Event()
+    threading.Timer(0.1, stopping.set).start()
+    ask = Answers(Unreachable("no", retry_after_s=600), "yes")
+
+    assert insist(ask, given_up=threading.Event(), stopping=stopping, last_words_s=30) == "yes"
+
+
+def test_after_its_patience_it_gives_up():
+    with pytest.raises(TooLate):
         insist(Answers(Unreachable("no")), given_up=threading.Event(), patience_s=0.05, longest_s=0.02)
 
 

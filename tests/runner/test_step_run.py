@@ -12,6 +12,7 @@ from functools import partial
 import httpx
 import pytest
 
+from runner import deadline
 from runner.attempt import Attempt
 from runner.cli import make_agent
 from runner.client import Client, Proof
@@ -198,18 +199,68 @@ def test_a_completion_that_is_always_refused_does_not_go_on_for_ever(run, coordi
     assert len(coordinator.completions) < 50
 
 
-def test_a_process_that_ends_leaves_what_it_could_not_tell_to_the_next(run, coordinator, attempt, state):
+def test_a_process_that_ends_says_its_last_words_twice_where_they_are_lost(run, coordinator, attempt):
     attempt.shut_down()
     coordinator.answers["complete"] = [httpx.ConnectError("away")]
 
-    journal = run(f"touch {state}/ran")
+    journal = run()
+
+    assert journal.phase is JournalPhase.DONE
+    assert [said["reason"] for said in coordinator.completions] == ["runner_shutdown"] * 2
+
+
+def leave_untold(run, coordinator, attempt, monkeypatch, script):
+    """A life that ends while the coordinator is away; the next one has its journal."""
+    monkeypatch.setattr("runner.step_run.LAST_WORDS_S", 0.2)
+    attempt.shut_down()
+    coordinator.answers["complete"] = [httpx.ConnectError("away")] * 1000
+    journal = run(script)
     assert journal.phase is JournalPhase.COMPLETING
+    coordinator.answers["complete"] = []
+    coordinator.completions.clear()
     attempt.shutdown.clear()
+
+
+def test_a_process_that_ends_leaves_what_it_could_not_tell_to_the_next(
+    run, coordinator, attempt, state, monkeypatch
+):
+    leave_untold(run, coordinator, attempt, monkeypatch, f"touch {state}/ran")
+
     journal = run()
 
     assert journal.phase is JournalPhase.DONE
     assert not (state / "ran").exists()
-    assert [said["reason"] for said in coordinator.completions] == ["runner_shutdown"] * 2
+    assert [said["reason"] for said in coordinator.completions] == ["runner_shutdown"]
+
+
+def let_hours_pass(monkeypatch, hours):
+    now = deadline.boot_s
+    monkeypatch.setattr(deadline, "boot_s", lambda: now() + hours * 3600.0)
+
+
+def test_an_outcome_waits_on_the_disk_for_a_day(run, coordinator, attempt, monkeypatch):
+    leave_untold(run, coordinator, attempt, monkeypatch, "true")
+    let_hours_pass(monkeypatch, 23)
+    coordinator.answers["complete"] = [httpx.ConnectError("away")] * 2
+
+    journal = run()
+
+    assert journal.phase is JournalPhase.DONE
+    assert len(coordinator.completions) == 3
+
+
+def test_an_outcome_that_nobody_heard_for_a_day_is_given_up_and_said_so(
+    run, coordinator, attempt, state, monkeypatch, capsys
+):
+    leave_untold(run, coordinator, attempt, monkeypatch, "true")
+    let_hours_pass(monkeypatch, 25)
+    coordinator.answers["complete"] = [httpx.ConnectError("away")] * 1000
+
+    run()
+
+    assert len(coordinator.completions) == 1, "once more, for it may be back right now"
+    assert "outcome_never_told" in capsys.readouterr().out
+    assert list((state / "a").glob("*/*")) == []
 
 
 def test_answers_that_are_lost_run_nothing_again(run, coordinator, state):
