@@ -14,12 +14,14 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
 
 from runner.durable import no_room_ends_the_step, sync_folder
 from runner.errors import StepError, Unreachable
+from runner.spares import Spare
 from shared.reasons import Reason
 
 log = structlog.get_logger()
@@ -100,7 +102,26 @@ class LocalBlobs:
                 self._trusted.discard(blob.sha256)
             blob.path.unlink(missing_ok=True)
             freed += blob.size
+        if freed:
+            log.info("outputs_removed", bytes=freed)
         return freed
+
+    def spares(self, keep: Collection[str] = (), *, now: float) -> Iterator[Spare]:
+        """What could go for want of room; a blob that some workspace links to sets nothing free."""
+        for blob in sorted(self._list_blobs(), key=lambda blob: blob.used_at):
+            if blob.sha256 not in keep and blob.used_at <= now - RECENTLY_S and blob.links == 1:
+                yield Spare("output", blob.sha256, blob.used_at, blob.size, partial(self._drop, blob))
+
+    def _drop(self, blob: "_Blob") -> bool:
+        try:
+            if blob.path.stat().st_atime != blob.used_at:
+                return False
+        except FileNotFoundError:
+            return False
+        with self._lock:
+            self._trusted.discard(blob.sha256)
+        blob.path.unlink(missing_ok=True)
+        return True
 
     def _put_small(self, content: bytes, max_bytes: int | None) -> tuple[str, int]:
         """Most files are small, and known already: those cost no file of their own."""
@@ -137,7 +158,7 @@ class LocalBlobs:
                     status = entry.stat(follow_symlinks=False)
                 except FileNotFoundError:
                     continue
-                yield _Blob(entry.name, Path(entry.path), status.st_size, status.st_atime)
+                yield _Blob(entry.name, Path(entry.path), status.st_size, status.st_atime, status.st_nlink)
 
     @contextmanager
     def _part(self) -> Iterator["_Part"]:
@@ -195,6 +216,7 @@ class _Blob:
     path: Path
     size: int
     used_at: float
+    links: int
 
 
 class _Part:

@@ -23,6 +23,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ import structlog
 from runner.durable import sync_folder, write_whole
 from runner.errors import StepError
 from runner.layers import Layers
+from runner.spares import UNTOUCHABLE_S as UNUSED_S
+from runner.spares import Spare
 from runner.trash import Trash
 from runner.trees import Redirected, TreeSize, measure, walk
 from shared.ids import new_id
@@ -217,13 +220,44 @@ class CacheStore:
         with self._locked():
             generations = self._generations()
             while generations and _bytes_of(generations) > limit:
+                before = _bytes_of(generations)
                 victim = _choose_victim(generations)
                 generations.remove(victim)
                 (self._keys / f"{victim[0]}.json").unlink(missing_ok=True)
                 dropped.append(victim[0])
+                log.info("cache_removed", key=victim[0], bytes=before - _bytes_of(generations))
             self._drop_stale_pins()
             self._sweep(generations)
         return dropped
+
+    def spares(self) -> Iterator[Spare]:
+        """What could go for want of room, in the order of `evict`: so no zone's flood reaches another's."""
+        with self._locked():
+            left = self._generations()
+            pinned = self._pinned()
+        if pinned is None:
+            return
+        while left:
+            victim = _choose_victim(left)
+            left.remove(victim)
+            needed = {name for _, _, generation in left for name in generation.names} | pinned
+            key, used, generation = victim
+            size = sum(layer.bytes for layer in generation.layers if layer.name not in needed)
+            if size > 0 and self._clock() - used > UNUSED_S:
+                yield Spare("cache", key, used, size, partial(self._drop, key, used))
+
+    def _drop(self, key: str, used: float) -> bool:
+        """Remove one key and the layers that nobody else names, unless it was used since we looked."""
+        with self._locked():
+            place = self._keys / f"{key}.json"
+            try:
+                if place.stat().st_mtime != used:
+                    return False
+            except FileNotFoundError:
+                return False
+            place.unlink()
+            self._sweep(self._generations())
+        return True
 
     def close(self) -> None:
         """Wait for squashing to end; what is cut short leaves nothing that counts."""
@@ -442,18 +476,29 @@ class CacheStore:
     def _sweep(self, generations: Sequence[tuple[str, float, Generation]]) -> None:
         """Throw away the layers that neither a manifest nor a pin names; the lock is held."""
         named = {name for _, _, generation in generations for name in generation.names}
-        for place in self._pins.glob("*.json"):
-            try:
-                named |= {layer["name"] for layer in _read_sealed(place)["base"]}
-            except (Damaged, OSError, KeyError, TypeError) as error:
-                log.warning("a damaged pin stops the collection of layers", pin=place.name, cause=str(error))
-                return
+        pinned = self._pinned()
+        if pinned is None:
+            return
+        named |= pinned
         for folder in self._pool.iterdir():
             is_unfinished = folder.name.startswith(".")
             if is_unfinished and self._clock() - folder.stat().st_mtime < UNTOUCHABLE_S:
                 continue
             if folder.name not in named:
                 self._trash.throw(folder)
+
+    def _pinned(self) -> set[str] | None:
+        """The layers that running steps stand on; None when that cannot be known."""
+        pinned: set[str] = set()
+        for place in self._pins.glob("*.json"):
+            try:
+                pinned |= {layer["name"] for layer in _read_sealed(place)["base"]}
+            except FileNotFoundError:
+                continue  # its step has just ended
+            except (Damaged, OSError, KeyError, TypeError) as error:
+                log.warning("a damaged pin stops the collection of layers", pin=place.name, cause=str(error))
+                return None
+        return pinned
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

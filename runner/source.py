@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -19,6 +20,7 @@ import structlog
 from runner.credentials import Credentials
 from runner.errors import BadSetup, StepError
 from runner.git import Budget, Git, GitFailed, Remote, RunAs, check_url, explain_failure
+from runner.spares import Spare
 from runner.trash import Trash
 from runner.trees import measure
 from shared.ids import new_id
@@ -149,7 +151,15 @@ class SourceCache:
                 continue
             if self._drop(path, used):
                 total -= size
+                log.info("source_removed", path=str(path), bytes=size)
         return total
+
+    def spares(self, keep: Set[str]) -> Iterator[Spare]:
+        """What could go for want of room: checkouts that no attempt stands on, and mirrors."""
+        for used, path, size in sorted(self._sizes(), key=lambda item: item[0]):
+            if size > 0 and path.name not in keep and self._clock() - used >= UNTOUCHABLE_S:
+                kind = "checkout" if path.parent == self._checkouts else "mirror"
+                yield Spare(kind, path.name, used, size, partial(self._drop, path, used))
 
     def _resolve_commit(self, mirror: "_Mirror", remote: Remote, wanted: str, progress: Progress) -> str:
         if _is_full_hash(wanted):

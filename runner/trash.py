@@ -35,6 +35,8 @@ class Trash:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._idle = threading.Event()
 
     def start(self) -> None:
         """Begin to delete, first of all what a former life left."""
@@ -59,7 +61,16 @@ class Trash:
             if error.errno not in NO_WAY:
                 raise
             remove_tree(path)
-        self._wake.set()
+        with self._lock:
+            self._idle.clear()
+            self._wake.set()
+
+    def wait_until_idle(self, timeout_s: float) -> bool:
+        """Wait until what was thrown away is deleted, as far as it can be; False when that takes longer."""
+        if self._thread is None:
+            self.empty()
+            return True
+        return self._idle.wait(timeout_s)
 
     def empty(self) -> None:
         """Delete everything now."""
@@ -70,6 +81,9 @@ class Trash:
             self._wake.wait(timeout=60)
             self._wake.clear()
             self._sweep(pause_s=PAUSE_S)
+            with self._lock:
+                if not self._wake.is_set():
+                    self._idle.set()
 
     def _sweep(self, *, pause_s: float) -> None:
         for path in sorted(self.folder.iterdir()):

@@ -5,11 +5,12 @@ The attempt's folder is made by the caller before `create`; it holds `script.sh`
 All operations name the attempt, so a restarted runner can go on with what its predecessor left.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from runner.spares import Spare
 from shared.reasons import Reason
 
 
@@ -129,6 +130,15 @@ class Executor(Protocol):
 
     def remove_leftover(self, leftover: Leftover) -> None:
         """Kill and remove it."""
+
+    def remove_strays(self, held: Collection[tuple[str, int]]) -> None:
+        """Remove what else was made for attempts that are not among these: volumes, networks."""
+
+    def spares(self, wanted: Collection[str]) -> Iterator[Spare]:
+        """Images that may go for want of room: pulled by us, used by nothing and not among these."""
+
+    def storage(self) -> Path | None:
+        """The folder of this machine on whose disk the images lie; None where there is none."""
 
     def close(self) -> None:
         """Give back what is kept ahead of need; attempts that run go on."""

@@ -1,4 +1,4 @@
-"""Steps in containers of a Docker engine; the only file that imports docker.
+"""Steps in containers of a Docker engine; with its housekeeping the only file that imports docker.
 
 Containers are created and started, never run, attached to, executed in or read from by the engine: the
 output leaves through bind-mounted files, so that neither the runner's death nor the engine's loses it.
@@ -11,7 +11,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,9 +30,12 @@ from runner.errors import BadSetup, EngineUnavailable, RunnerError, StepError
 from runner.executor import egress, epoch, holder_image, launcher, owner, seccomp, trust, verdict
 from runner.executor.base import Bind, Created, Ended, Job, Leftover
 from runner.executor.holders import HolderPool
+from runner.executor.housekeeping import Housekeeping
+from runner.executor.images import PulledImages
 from runner.executor.logins import find_login
 from runner.executor.pulls import PullFailed, Pulls
 from runner.executor.secret_files import SecretFiles
+from runner.spares import Spare
 from shared.reasons import Reason
 
 CAPABILITIES: Final = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID", "KILL", "NET_BIND_SERVICE")
@@ -86,6 +89,8 @@ class DockerExecutor:
         refuse_private: bool | None,
         holders_ahead: Mapping[str, int],
         logins: Mapping[str, RegistryLogin],
+        images: PulledImages,
+        keep_images: Collection[str],
         secret_files: SecretFiles,
     ) -> None:
         self._runner = runner
@@ -100,6 +105,8 @@ class DockerExecutor:
         self._api = _connect(base_url)
         self._socket = _socket_of(self._api)
         self._slow_api = _connect(base_url, timeout=SLOW_S)
+        self._images = images
+        self._housekeeping = Housekeeping(self._api, runner=runner, images=images, keep=keep_images)
         self._starting = 0
         self._started = threading.Condition()
         self._sweeper = ThreadPoolExecutor(max_workers=2, thread_name_prefix="sweep")
@@ -127,11 +134,14 @@ class DockerExecutor:
     def pull(self, image: str, *, deadline_s: float, progress: Callable[[str], None]) -> str:
         image = _plain(image)
         found = self._find_image(image)
-        if found is None:
-            self._pulls.pull(image, deadline_s=deadline_s, progress=progress)
-            found = self._find_image(image)
+        if found is not None:
+            self._images.note_used(image)
+            return _digest_of(found)
+        self._pulls.pull(image, deadline_s=deadline_s, progress=progress)
+        found = self._find_image(image)
         if found is None:
             raise StepError(Reason.IMAGE_NOT_FOUND, f"{image} was removed right after it had arrived")
+        self._images.note_pulled(image, found["Id"])
         return _digest_of(found)
 
     def _find_image(self, image: str) -> dict[str, Any] | None:
@@ -394,6 +404,15 @@ class DockerExecutor:
     def remove_leftover(self, leftover: Leftover) -> None:
         self._secret_files.remove(leftover.name)
         self._remove_with_holder(leftover.name, self._inspect(leftover.name))
+
+    def remove_strays(self, held: Collection[tuple[str, int]]) -> None:
+        self._housekeeping.remove_strays(held, self._holders.list_ready())
+
+    def spares(self, wanted: Collection[str]) -> Iterator[Spare]:
+        return self._housekeeping.spare_images({_plain(image) for image in wanted})
+
+    def storage(self) -> Path | None:
+        return self._housekeeping.root()
 
     def close(self) -> None:
         self._watch.close()
@@ -686,6 +705,7 @@ def open_docker(
     refuse_private: bool = True,
     holders_ahead: int = 2,
     logins: Mapping[str, RegistryLogin] = NO_LOGINS,
+    keep_images: Collection[str] = (),
 ) -> DockerExecutor:
     """Connect to the engine that DOCKER_HOST names, else to the local one; BadSetup says what to do."""
     return DockerExecutor(
@@ -696,6 +716,8 @@ def open_docker(
         refuse_private=refuse_private if egress_rules else None,
         holders_ahead={"bridge": holders_ahead, "none": min(1, holders_ahead)},
         logins=logins,
+        images=PulledImages(state / "images.json"),
+        keep_images=keep_images,
         secret_files=SecretFiles(state, runner),
     )
 

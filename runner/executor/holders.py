@@ -55,6 +55,10 @@ class HolderPool:
         with self._changed:
             return len(self._ready.get(kind, ()))
 
+    def list_ready(self) -> list[str]:
+        with self._changed:
+            return [holder for ready in self._ready.values() for holder in ready]
+
     def wait_until_full(self, timeout_s: float) -> bool:
         """Wait until nothing is missing; False when that took too long."""
         with self._changed:

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -22,6 +22,7 @@ from runner.errors import BadSetup, EngineUnavailable, StepError
 from runner.executor import launcher, supervisor, verdict
 from runner.executor.base import Bind, Created, Ended, Job, Leftover
 from runner.executor.secret_files import SecretFiles
+from runner.spares import Spare
 from shared.reasons import Reason
 
 INSIDE_WORKSPACE: Final = PurePosixPath("/workspace")
@@ -182,6 +183,15 @@ class ProcessExecutor:
         _kill(folder, hard=True)
         _hide_all(folder)
         record.unlink(missing_ok=True)
+
+    def remove_strays(self, held: Collection[tuple[str, int]]) -> None:
+        """Processes make nothing besides their folders."""
+
+    def spares(self, wanted: Collection[str]) -> Iterator[Spare]:
+        return iter(())
+
+    def storage(self) -> Path | None:
+        return None
 
     def close(self) -> None:
         """Nothing is kept ahead; attempts that run go on."""

@@ -1,0 +1,174 @@
+"""Keeps an engine clean of what this runner left there: images it pulled, strays found by labels."""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import docker.errors
+import requests
+import structlog
+
+from runner.errors import EngineUnavailable
+from runner.executor.images import PulledImage, PulledImages
+from runner.spares import UNTOUCHABLE_S, Spare
+
+log = structlog.get_logger()
+
+Key = tuple[str, int]  # a step and the number of an attempt
+
+YOUNG_HOLDER_S: Final = 300.0
+
+
+class Housekeeping:
+    """Over one engine, for one runner."""
+
+    def __init__(
+        self,
+        api: Any,  # docker ships no types
+        *,
+        runner: str,
+        images: PulledImages,
+        keep: Collection[str] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._api = api
+        self._runner = runner
+        self._images = images
+        self._keep = tuple(keep)
+        self._clock = clock
+
+    def root(self) -> Path | None:
+        """Where the engine keeps images, if that is a folder of this machine."""
+        with _asking():
+            found = Path(str(self._api.info().get("DockerRootDir") or ""))
+        return found if found.is_absolute() and found.is_dir() else None
+
+    # -- images
+
+    def spare_images(self, wanted: Collection[str]) -> Iterator[Spare]:
+        """Images that we pulled, that no container uses and that neither steps nor the operator want."""
+        used = self._ids_in_use()
+        ours = self._images.longest_unused_first()
+        for image in ours:
+            is_recent = self._clock() - image.used_at < UNTOUCHABLE_S
+            if is_recent or image.reference in wanted or self._is_kept(image.reference):
+                continue
+            found = self._find(image.reference)
+            if found is None or found["Id"] != image.id:
+                self._images.forget(image.reference)  # gone, or another one that somebody else has brought
+                continue
+            if found["Id"] in used or self._has_other_names(found, image.reference):
+                continue
+            yield Spare(
+                "image", image.reference, image.used_at, int(found["Size"]), partial(self._remove, image)
+            )
+
+    def _is_kept(self, reference: str) -> bool:
+        return any(fnmatchcase(reference, pattern) for pattern in self._keep)
+
+    def _has_other_names(self, found: Mapping[str, Any], reference: str) -> bool:
+        """An image under further names is somebody's; ours alone would set nothing free."""
+        others = [name for name in found.get("RepoTags") or [] if name != with_tag(reference)]
+        return any(self._images.find(name) is None for name in others)
+
+    def _remove(self, image: PulledImage) -> bool:
+        now = self._images.find(image.reference)
+        if now is None or now.used_at != image.used_at:
+            return False
+        with _asking():
+            try:
+                self._api.remove_image(image.reference, force=False)
+            except docker.errors.NotFound:
+                self._images.forget(image.reference)
+                return False
+            except docker.errors.APIError as error:
+                log.info("image_kept", image=image.reference, cause=str(error.explanation or error)[:500])
+                return False
+        self._images.forget(image.reference)
+        return True
+
+    def _ids_in_use(self) -> set[str]:
+        with _asking():
+            return {str(found["ImageID"]) for found in self._api.containers(all=True)}
+
+    def _find(self, reference: str) -> dict[str, Any] | None:
+        with _asking():
+            try:
+                found: dict[str, Any] = self._api.inspect_image(reference)
+            except docker.errors.NotFound:
+                return None
+        return found
+
+    # -- strays
+
+    def remove_strays(self, held: Collection[Key], ready_holders: Collection[str]) -> None:
+        """Volumes, networks and network holders of ours that belong to no attempt in hand."""
+        self._remove_holders(ready_holders)
+        ours = {"label": ["buildmill.managed=1", f"buildmill.runner={self._runner}"]}
+        with _asking():
+            volumes = self._api.volumes(filters=ours).get("Volumes") or []
+            networks = self._api.networks(filters=ours)
+        for volume in volumes:
+            if _key_of(volume.get("Labels")) not in held:
+                self._try_removal("volume", volume["Name"], self._api.remove_volume)
+        for network in networks:
+            if _key_of(network.get("Labels")) not in held:
+                self._try_removal("network", network["Id"], self._api.remove_network)
+
+    def _remove_holders(self, ready: Collection[str]) -> None:
+        """Those that no step has joined for a while; one that was just made is about to be joined."""
+        managed = "buildmill.managed=1"
+        with _asking():
+            steps = self._api.containers(all=True, filters={"label": [managed, "buildmill.role=step"]})
+            holders = self._api.containers(
+                all=True,
+                filters={
+                    "label": [managed, "buildmill.role=holder", f"buildmill.runner={self._runner}"],
+                },
+            )
+        joined = {step["HostConfig"]["NetworkMode"].removeprefix("container:") for step in steps}
+        for holder in holders:
+            is_young = self._clock() - float(holder["Created"]) < YOUNG_HOLDER_S
+            if not is_young and holder["Id"] not in joined and holder["Id"] not in ready:
+                self._try_removal(
+                    "holder", holder["Id"], lambda name: self._api.remove_container(name, v=True, force=True)
+                )
+
+    def _try_removal(self, kind: str, name: str, remove: Callable[[str], object]) -> None:
+        with _asking():
+            try:
+                remove(name)
+            except docker.errors.NotFound:
+                return
+            except docker.errors.APIError as error:
+                log.warning("stray_stays", kind=kind, name=name, cause=str(error.explanation or error)[:500])
+                return
+        log.info("stray_removed", kind=kind, name=name)
+
+
+def with_tag(reference: str) -> str:
+    """The reference as the engine lists it: with `latest` where it says nothing."""
+    if "@" in reference or ":" in reference.rpartition("/")[2]:
+        return reference
+    return f"{reference}:latest"
+
+
+def _key_of(labels: Mapping[str, str] | None) -> Key | None:
+    found = labels or {}
+    attempt = found.get("buildmill.attempt", "")
+    return (found.get("buildmill.step", ""), int(attempt)) if attempt.isdecimal() else None
+
+
+@contextmanager
+def _asking() -> Iterator[None]:
+    """An engine that fails to answer; what it refuses is the caller's to judge, unless he does not."""
+    try:
+        yield
+    except docker.errors.APIError as error:
+        raise EngineUnavailable(f"the engine refused: {error.explanation or error}") from error
+    except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
+        raise EngineUnavailable(f"the container engine does not answer: {error}") from error

@@ -1,0 +1,92 @@
+"""Remembers which images this runner itself has pulled, and when it last used them.
+
+Only those may ever be removed: what an operator brought is not ours, even under the same name.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from runner.durable import write_whole
+
+log = structlog.get_logger()
+
+MOST_BYTES: Final = 4 * 1024 * 1024
+MOST_IMAGES: Final = 10_000
+# A use is written down at most this often: the order of removal needs no more.
+NOTE_EVERY_S: Final = 300.0
+
+
+@dataclass(frozen=True)
+class PulledImage:
+    """One reference, what it stood for when it was pulled, and its last use."""
+
+    reference: str
+    id: str
+    used_at: float
+
+
+class PulledImages:
+    """The record `<state>/images.json`; one that is lost or damaged means that no image is ever removed."""
+
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self._path = path
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._images = self._load()
+
+    def note_pulled(self, reference: str, image_id: str) -> None:
+        with self._lock:
+            if len(self._images) < MOST_IMAGES:
+                self._images[reference] = PulledImage(reference, image_id, self._clock())
+                self._save()
+
+    def note_used(self, reference: str) -> None:
+        """Harmless for an image that is not ours."""
+        with self._lock:
+            found, now = self._images.get(reference), self._clock()
+            if found is not None and abs(now - found.used_at) > NOTE_EVERY_S:
+                self._images[reference] = replace(found, used_at=now)
+                self._save()
+
+    def forget(self, reference: str) -> None:
+        with self._lock:
+            if self._images.pop(reference, None) is not None:
+                self._save()
+
+    def find(self, reference: str) -> PulledImage | None:
+        with self._lock:
+            return self._images.get(reference)
+
+    def longest_unused_first(self) -> list[PulledImage]:
+        with self._lock:
+            return sorted(self._images.values(), key=lambda image: (image.used_at, image.reference))
+
+    def _save(self) -> None:
+        """Best effort: an image that is not written down stays."""
+        fields = {"images": [asdict(image) for image in self._images.values()]}
+        try:
+            write_whole(self._path, json.dumps(fields).encode(), durable=False)
+        except OSError as error:
+            log.warning("images_not_written", path=str(self._path), cause=str(error))
+
+    def _load(self) -> dict[str, PulledImage]:
+        try:
+            with self._path.open("rb") as file:
+                said = json.loads(file.read(MOST_BYTES))
+            images = [
+                PulledImage(str(entry["reference"]), str(entry["id"]), float(entry["used_at"]))
+                for entry in said["images"][:MOST_IMAGES]
+            ]
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            log.warning("images_unreadable", path=str(self._path), cause=str(error))
+            return {}
+        return {image.reference: image for image in images}
