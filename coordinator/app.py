@@ -33,6 +33,7 @@ from coordinator.store.log_files import LogFiles
 from coordinator.store.migrate import migrate
 from coordinator.store.project_secrets import list_key_ids
 from coordinator.store.tenants import DEFAULT_ACCOUNT, ensure_tenant
+from coordinator.upkeep import do_upkeep
 from shared.clock import Clock, utc_now
 
 log = structlog.get_logger()
@@ -56,13 +57,14 @@ def create_app(settings: Settings, *, database: Database | None = None, clock: C
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        chores = asyncio.create_task(do_chores(state))
+        tasks = [asyncio.create_task(do_chores(state)), asyncio.create_task(do_upkeep(state))]
         try:
             yield
         finally:
-            chores.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await chores
+            for task in tasks:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
             await asyncio.to_thread(lanes.close)
             if database is None:
                 opened.dispose()

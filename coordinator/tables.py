@@ -364,7 +364,7 @@ class Artifact(Row, table=True):
 
     __tablename__ = "artifacts"
     __table_args__ = (
-        Index("ix_artifacts_build_step", "build_id", "step_id"),
+        Index("ix_artifacts_step", "step_id", "build_id"),
         Index("ix_artifacts_blob", "build_id", "sha256"),
         Index("ix_artifacts_sha256", "sha256"),
     )

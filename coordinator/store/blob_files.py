@@ -5,10 +5,12 @@ import hashlib
 import os
 import secrets
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from coordinator.errors import DigestMismatch, Unavailable
 from coordinator.store.full_disk import disk_may_be_full
+from coordinator.store.log_files import list_older
 
 _LOCK_TRIES = 3
 
@@ -38,6 +40,21 @@ class BlobFiles:
         """A place for bytes that arrive in several requests; Unavailable while another one writes there."""
         name = hashlib.sha256(f"{step_id}/{attempt}/{sha256}".encode()).hexdigest()
         return IncomingBlob(self, self._incoming / f"part-{name}", keep=True)
+
+    def set_aside(self, sha256: str) -> Path | None:
+        """Take a blob out of sight; its bytes are freed when the path that is returned is removed."""
+        aside = self._incoming / f"gone-{secrets.token_hex(16)}"
+        try:
+            self.path(sha256).rename(aside)
+        except FileNotFoundError:
+            return None
+        return aside
+
+    def list_blobs(self, *, older_than_s: float, now_s: float) -> Iterator[list[str]]:
+        """The digests that have lain here for so long, in several lists."""
+        for folder in sorted(self._root.iterdir()):
+            if folder != self._incoming:
+                yield [one.name for one in list_older(folder, older_than_s=older_than_s, now_s=now_s)]
 
     def sweep(self, *, older_than_s: float, now_s: float) -> int:
         """Remove what never became a blob; returns how many."""

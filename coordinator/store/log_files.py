@@ -6,6 +6,7 @@ append overwrites, and nobody ever reads past the length in the database.
 
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +79,29 @@ class LogFiles:
         _sync_folder(path.parent)
         return digest.hexdigest()
 
+    @disk_may_be_full()
+    def remove(self, build_id: str, step_id: str, attempt: int) -> None:
+        """The log of one attempt, and folders that are empty without it."""
+        path = self.path(build_id, step_id, attempt)
+        path.unlink(missing_ok=True)
+        for folder in (path.parent, path.parent.parent):
+            try:
+                folder.rmdir()
+            except OSError:
+                return  # something else lies there, or it is gone already
+
+    @disk_may_be_full()
+    def remove_build(self, build_id: str) -> None:
+        """All logs of a build."""
+        folder = self._root / build_id[-2:] / build_id
+        if folder.exists():
+            shutil.rmtree(folder)
+
+    def list_builds(self, *, older_than_s: float, now_s: float) -> Iterator[list[str]]:
+        """The builds that have had a folder for so long, in several lists."""
+        for folder in sorted(self._root.iterdir()):
+            yield [one.name for one in list_older(folder, older_than_s=older_than_s, now_s=now_s)]
+
     @contextmanager
     def _opened(self, path: Path) -> Iterator[int]:
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
@@ -90,6 +114,18 @@ class LogFiles:
             yield descriptor
         finally:
             os.close(descriptor)
+
+
+def list_older(folder: Path, *, older_than_s: float, now_s: float) -> list[Path]:
+    """What lies in a folder and was not touched for so long."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        try:
+            if now_s - path.stat().st_mtime > older_than_s:
+                found.append(path)
+        except FileNotFoundError:
+            continue  # it has just gone
+    return found
 
 
 def _sync_folder(folder: Path) -> None:

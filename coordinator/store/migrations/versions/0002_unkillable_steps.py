@@ -33,6 +33,8 @@ def _retention() -> None:
     op.create_index("ix_blobs_sha256", "blobs", ["sha256"])
     op.create_index("ix_blobs_unused", "blobs", ["unused_since"])
     op.create_index("ix_artifacts_sha256", "artifacts", ["sha256"])
+    op.drop_index("ix_artifacts_build_step", "artifacts")
+    op.create_index("ix_artifacts_step", "artifacts", ["step_id", "build_id"])
     op.create_table(
         "tombstones",
         sa.Column("id", sa.String(length=36), nullable=False),
