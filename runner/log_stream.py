@@ -4,8 +4,8 @@ The container only appends bytes to a file. This reads behind it and masks, and 
 the masked stream is a pure function of the file, so a chunk that has to be sent again comes out byte for
 byte as before, in this life of the runner or the next. Checkpoints keep that from starting at zero.
 
-The step can reach the file, so nothing in it is believed. Where it has shrunk or gone, what it held is
-lost; the stream says so and goes on with what comes after.
+The step can reach the file, so nothing in it is believed. Where it has shrunk, changed or gone, what it held
+is lost; the stream says so in a line at that very place and goes on with what comes after.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ PREFIXES: dict[Level, str] = {
     "WARN": "[buildmill] warning: ",
     "ERROR": "[buildmill] error: ",
 }
-LOST = "part of this log is lost: its file was cut or replaced while the step ran"
+WITNESS_BYTES = 64  # so many bytes that were read are looked at again, to see that the file is still that one
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,10 @@ class LogStream:
         self._note_lock = threading.Lock()
         self._lost = False
         self._start = Checkpoint(0, 0)
+        self._gap = b""  # the line that stands at the start when what came before it cannot be read any more
+        self._witness = b""  # what stands right before the place up to which the file has been read
+        self._seen = 0  # how large the file has been
+        self._ends_a_line = True  # what has been made
         self._checkpoints: list[Checkpoint] = []
         self._spacing = CHECKPOINT_BYTES
         self._stopped: Total | None = None
@@ -152,17 +156,20 @@ class LogStream:
     def rewind(self, offset: int) -> None:
         """Go on at `offset` of the masked stream, because that is where the coordinator's log ends."""
         if offset < self._start.masked:
-            self._start_anew(Checkpoint(self._start.raw, offset))
+            # What stood there was given out once and cannot be read again; that much is known to be missing.
+            self._begin_anew(
+                self._start.raw, offset, missing=self._start.masked - offset, ends_a_line=not offset
+            )
+            self._go_to(self._start, offset)
+            return
         start = self._start
-        self._go_to([place for place in (start, *self._checkpoints) if place.masked <= offset][-1])
-        self._from = offset
+        self._go_to([place for place in (start, *self._checkpoints) if place.masked <= offset][-1], offset)
         while self._made < offset and self._start is start and self._make_more(READ_BYTES):
             pass
-        if self._start is start and self._made + self._masker.hold_back < offset:
-            self._lose()
-        if self._start is not start:
-            self._start_anew(Checkpoint(self._start.raw, offset))
-            self._go_to(self._start)
+        if self._start is start and self._made + self._masker.hold_back >= offset:
+            return
+        self._begin_anew(0, offset, missing=0, ends_a_line=not offset)  # it has been cut between two lives
+        self._go_to(self._start, offset)
 
     def finish(self) -> None:
         """Nobody writes any more: what was held back may go out, too."""
@@ -231,11 +238,16 @@ class LogStream:
     def _make_more(self, at_most: int) -> bool:
         """Read and mask a piece; False when nothing is left for now."""
         size = os.fstat(self._fd).st_size
-        if size < self._raw:
+        known = len(self._witness)
+        read = os.pread(self._fd, known + min(READ_BYTES, max(at_most, 1)), self._raw - known)
+        if size < self._raw or read[:known] != self._witness:
             self._lose()
-        piece = os.pread(self._fd, min(READ_BYTES, max(at_most, 1)), self._raw)
+            return True
+        self._seen = max(self._seen, size)
+        piece = read[known:]
         if piece:
             self._raw += len(piece)
+            self._witness = read[-WITNESS_BYTES:]
             self._append(self._masker.feed(piece))
             self._consider_checkpoint()
             return True
@@ -255,15 +267,20 @@ class LogStream:
         known = max(0, self._from - self._made)
         self._made += len(masked)
         self._made_ahead += masked[known:]
+        self._ends_a_line = masked.endswith(b"\n")
 
     def _has_more(self) -> bool:
         size = os.fstat(self._fd).st_size
+        self._seen = max(self._seen, size)
         return bool(self._made_ahead) or size != self._raw or (self._finished and not self._flushed)
 
-    def _go_to(self, place: Checkpoint) -> None:
+    def _go_to(self, place: Checkpoint, offset: int) -> None:
+        """Read on from a checkpoint; nothing before `offset` is given out again."""
         self._masker = self._masker.fresh()
-        self._raw, self._made, self._from, self._made_ahead = place.raw, place.masked, place.masked, b""
-        self._flushed = False
+        self._raw, self._made, self._from, self._made_ahead = place.raw, place.masked, offset, b""
+        self._witness, self._flushed, self._ends_a_line = b"", False, place.masked == 0
+        if place == self._start:
+            self._append(self._gap)
 
     def _digest_again(self, size: int) -> str | None:
         """Mask the file from its beginning up to `size` once more; None where it has too little."""
@@ -301,19 +318,18 @@ class LogStream:
 
     def _lose(self) -> None:
         """Go on with what the file holds now, behind all that was made of what it held before."""
-        if not self._lost:
-            log.warning("log_lost", made=self._made)
-            self._lost = True
-            if not self._finished:
-                self.note(LOST, "WARN")
-        self._start_anew(Checkpoint(0, self._made))
+        missing = max(0, self._seen - self._raw) + self._masker.hold_back
+        self._begin_anew(0, self._made, missing=missing, ends_a_line=self._ends_a_line)
         self._masker = self._masker.fresh()
-        self._raw = 0
-        self._flushed = False
+        self._raw, self._seen, self._witness, self._flushed = 0, 0, b"", False
+        self._append(self._gap)
 
-    def _start_anew(self, start: Checkpoint) -> None:
-        """What stood before `start` is gone for good: the stream begins here, without a hole."""
-        self._start = start
+    def _begin_anew(self, raw: int, masked: int, *, missing: int, ends_a_line: bool) -> None:
+        """What stood before `masked` is gone for good: the stream begins there, with a line that says so."""
+        log.warning("log_lost", behind=masked, missing=missing)
+        self._lost = True
+        self._gap = (b"" if ends_a_line else b"\n") + gap_line(masked, missing)
+        self._start = Checkpoint(raw, masked)
         self._checkpoints = []
         self._save_checkpoints()
 
@@ -335,6 +351,7 @@ class LogStream:
             "start": [self._start.raw, self._start.masked],
             "checkpoints": [[place.raw, place.masked] for place in self._checkpoints],
             "lost": self._lost,
+            "gap": self._gap.decode(),
             "stopped": stopped,
         }
         try:
@@ -351,14 +368,22 @@ class LogStream:
             self._start = Checkpoint(*map(int, content["start"]))
             self._checkpoints = [Checkpoint(int(raw), int(masked)) for raw, masked in content["checkpoints"]]
             self._lost = bool(content["lost"])
+            self._gap = str(content.get("gap", "")).encode()
             stopped = content["stopped"]
             self._stopped = Total(int(stopped["size"]), stopped["sha256"]) if stopped else None
         except FileNotFoundError:
             return
         except (ValueError, KeyError, TypeError) as error:
             log.warning("checkpoints_unreadable", path=str(self._saved), error=str(error))
-            self._start, self._checkpoints = Checkpoint(0, 0), []
-        self._go_to(self._start)
+            self._start, self._checkpoints, self._gap = Checkpoint(0, 0), [], b""
+        self._go_to(self._start, self._start.masked)
+
+
+def gap_line(behind: int, missing: int) -> bytes:
+    """What the log says where bytes are missing: at which offset of it, and how many as far as that is known."""
+    count = f"at least {missing} bytes are" if missing else "bytes are"
+    said = f"{count} missing here, behind byte {behind} of this log: its file was cut or replaced"
+    return (PREFIXES["WARN"] + said).encode() + b"\n"
 
 
 def _identity(status: os.stat_result) -> Identity:

@@ -13,6 +13,7 @@ from pydantic.alias_generators import to_camel
 from shared.reasons import Reason
 
 PROTOCOL_VERSION = 1
+MAX_AGE_S = 366 * 24 * 3600
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Label = Annotated[str, Field(min_length=1, max_length=64)]
 RequestId = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
@@ -284,6 +285,9 @@ class Completion(Message):
     oom: bool = False
     log_size: Annotated[int | None, Field(ge=0, le=2**53)] = None
     log_sha256: Annotated[str | None, Field(pattern=r"^[0-9a-f]{64}$")] = None
+    log_gap: Annotated[
+        bool | None, Field(description="Bytes of the log are lost; without logSize, all behind its end")
+    ] = None
     artifacts: Annotated[list[ArtifactEntry], Field(max_length=20_000)] = []
     started_at: Annotated[str | None, Field(max_length=40)] = None
     finished_at: Annotated[str | None, Field(max_length=40)] = None
@@ -302,9 +306,9 @@ class Cleaned(Message):
     `leftovers` names what could not be removed, as the engine and the disk show it; empty means nothing is left.
     """
 
-    term_age_s: Annotated[float | None, Field(ge=0)] = None
-    dead_age_s: Annotated[float | None, Field(ge=0)] = None
-    cleaned_age_s: Annotated[float, Field(ge=0)]
+    term_age_s: Annotated[float | None, Field(ge=0, le=MAX_AGE_S)] = None
+    dead_age_s: Annotated[float | None, Field(ge=0, le=MAX_AGE_S)] = None
+    cleaned_age_s: Annotated[float, Field(ge=0, le=MAX_AGE_S)]
     leftovers: Annotated[list[Annotated[str, Field(max_length=512)]], Field(max_length=100)] = []
 
 

@@ -14,6 +14,7 @@ from coordinator.site import Site
 from coordinator.store import attempts, logs, steps
 from shared.protocol import Action
 
+GAP = b"\n[buildmill] error: bytes are missing here, behind byte %d: the runner could not deliver the rest\n"
 NOTICE = b"\n[buildmill] the log limit of %d bytes is reached; what follows is not kept\n"
 
 
@@ -77,6 +78,14 @@ def store_log(
     if is_full:
         attempts.change_attempt(tx, step.id, step.attempt, log_state="truncated")
     return Appended(size + len(kept), action, is_full)
+
+
+def end_with_gap(tx: Session, site: Site, step: Any, *, now: datetime) -> None:
+    """The runner has more of the log and cannot deliver it: the log ends with a line that says so."""
+    row = attempts.find_attempt(tx, step.id, step.attempt)
+    if row is not None and row.log_state == "open":
+        size = step.log_size
+        store_log(tx, site, step, GAP % size, size=size, action=Action.CONTINUE, now=now)
 
 
 def forget_log(tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof) -> None:

@@ -57,15 +57,15 @@ def change_attempt(tx: Session, step_id: str, attempt: int, **values: Any) -> No
     _change(tuple(values)).run(tx, which | as_new(values))
 
 
-def end_attempt(tx: Session, step_id: str, attempt: int, **values: Any) -> None:
-    """`change_attempt` for the last time: its log is whole now, unless it was cut at the limit."""
+def end_attempt(tx: Session, step_id: str, attempt: int, *, has_gap: bool = False, **values: Any) -> None:
+    """`change_attempt` for the last time: its log is whole now, unless it was cut at the limit or has a gap."""
     which = {"the_step_id": step_id, "the_attempt": attempt}
-    _end(tuple(values)).run(tx, which | as_new(values))
+    _end(tuple(values), "gap" if has_gap else "complete").run(tx, which | as_new(values))
 
 
 @functools.cache
-def _end(names: tuple[str, ...]) -> Prepared:
-    log_state = case((ATTEMPTS.c.log_state == "truncated", "truncated"), else_="complete")
+def _end(names: tuple[str, ...], otherwise: str) -> Prepared:
+    log_state = case((ATTEMPTS.c.log_state == "truncated", "truncated"), else_=otherwise)
     return Prepared(_changing(names).values(log_state=log_state))
 
 

@@ -189,6 +189,29 @@ def test_a_completion_whose_digest_differs_is_refused(api: Api) -> None:
     assert (answer.status_code, answer.json()["code"]) == (409, "log_incomplete")
 
 
+def test_a_log_with_a_gap_is_never_said_to_be_complete(api: Api) -> None:
+    held = api.a_running_step()
+    held.append(0, b"hello\n")
+
+    assert held.complete(logSize=6, logGap=True).status_code == 200
+
+    attempt = state_of(held)["attempts"][0]  # type: ignore[index]
+    assert (attempt["logSize"], attempt["logState"]) == (6, "gap")
+    assert held.client.get(f"/api/steps/{held.step_id}/log").content == b"hello\n"
+
+
+def test_a_log_whose_end_cannot_be_delivered_ends_with_a_line_that_says_so(api: Api) -> None:
+    held = api.a_running_step()
+    held.append(0, b"hello\n")
+
+    assert held.complete(logGap=True).status_code == 200
+
+    log = held.client.get(f"/api/steps/{held.step_id}/log").content
+    attempt = state_of(held)["attempts"][0]  # type: ignore[index]
+    assert (attempt["logSize"], attempt["logState"]) == (len(log), "gap")
+    assert log.startswith(b"hello\n\n[buildmill] error: bytes are missing here, behind byte 6: ")
+
+
 def test_a_step_that_printed_nothing_has_an_empty_log(api: Api) -> None:
     held = api.a_running_step()
 

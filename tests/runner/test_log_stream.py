@@ -14,15 +14,14 @@ from runner.inotify import Inotify
 from runner.log_stream import (
     CHECKPOINT_BYTES,
     DISCARD_BYTES,
-    LOST,
     MOST_CHECKPOINTS,
     Chunk,
     LogStream,
+    gap_line,
 )
 from runner.mask import Masker
 
 SECRET = b"hunter2-hunter2"
-LOST_LINE = f"[buildmill] warning: {LOST}\n".encode()
 
 
 @pytest.fixture
@@ -266,7 +265,7 @@ def test_a_line_of_100_megabytes_needs_little_memory(path, opened):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
 
 
-def test_a_log_that_was_cut_goes_on_with_what_comes_after(path, opened):
+def test_a_log_that_was_cut_says_where_and_goes_on_with_what_comes_after(path, opened):
     stream = opened(SECRET)
     append(path, b"before the cut\n")
     before = drain(stream)
@@ -277,9 +276,46 @@ def test_a_log_that_was_cut_goes_on_with_what_comes_after(path, opened):
     stream.finish()
 
     assert before == b"before the cut\n"
-    assert behind == b"behind\n" + LOST_LINE
+    assert behind == gap_line(15, 0) + b"behind\n"
     assert drain(stream) == b""
     assert (stream.total().size, stream.total().sha256) == (len(before + behind), None)
+
+
+def test_what_was_seen_and_not_read_before_a_cut_is_counted(path, opened):
+    stream = opened()
+    append(path, b"read")
+    assert stream.read() == Chunk(0, b"read")
+    append(path, b"never read\n")
+    assert stream.wait(5)
+
+    path.open("wb").close()
+    append(path, b"behind\n")
+
+    assert drain(stream) == b"\n" + gap_line(4, 11) + b"behind\n"
+
+
+def test_a_log_that_was_cut_and_has_grown_again_is_seen_to_be_another(path, opened):
+    stream = opened()
+    append(path, b"one\ntwo\n")
+    drain(stream)
+
+    path.open("wb").close()
+    append(path, b"all of this was written after the cut\n")
+
+    assert drain(stream) == gap_line(8, 0) + b"all of this was written after the cut\n"
+
+
+def test_a_log_that_was_cut_when_nobody_writes_any_more_ends_with_the_gap(path, opened):
+    stream = opened()
+    append(path, b"0123456789")
+    assert stream.read(4) == Chunk(0, b"0123")
+    stream.finish()
+
+    path.open("wb").close()
+    rest = drain(stream)
+
+    assert rest == b"\n" + gap_line(4, 6)
+    assert stream.is_at_end
 
 
 def test_after_a_cut_the_log_of_the_coordinator_stays_without_a_hole(path, opened):
@@ -291,7 +327,23 @@ def test_after_a_cut_the_log_of_the_coordinator_stays_without_a_hole(path, opene
 
     stream.rewind(4)  # the coordinator got no more of it
 
-    assert stream.read() == Chunk(4, LOST_LINE)
+    assert stream.read() == Chunk(4, b"\n" + gap_line(4, 6))
+    assert stream.is_lost
+
+
+def test_a_gap_can_be_sent_again_from_any_place_in_this_life_and_the_next(path, opened):
+    first = opened(SECRET)
+    append(path, b"before\n")
+    drain(first)
+    path.open("wb").close()
+    append(path, b"behind\n")
+    whole = b"before\n" + drain(first)
+
+    for stream in (first, opened(SECRET)):
+        for offset in range(7, len(whole)):
+            stream.rewind(offset)
+            assert drain(stream) == whole[offset:]
+        assert stream.is_lost
 
 
 def test_a_log_cut_between_two_lives_is_noted(path, opened):
@@ -303,11 +355,11 @@ def test_a_log_cut_between_two_lives_is_noted(path, opened):
     second = opened(SECRET, identity=first.identity)
     second.rewind(sent)
 
-    assert second.read() == Chunk(sent, b"all new\n" + LOST_LINE)
+    assert second.read() == Chunk(sent, b"\n" + gap_line(sent, 0) + b"all new\n")
     third = opened(SECRET, identity=first.identity)
-    third.rewind(sent + 8)
+    third.rewind(sent)
     assert third.is_lost
-    assert third.read() == Chunk(sent + 8, LOST_LINE)
+    assert third.read() == Chunk(sent, b"\n" + gap_line(sent, 0) + b"all new\n")
 
 
 @pytest.mark.threat("D04")
@@ -330,7 +382,7 @@ def test_a_log_that_is_not_the_one_it_was_is_not_read(path, opened, tmp_path, wh
     stream.finish()
 
     answer = b"[buildmill] the runner was restarted\n"
-    assert stream.read() == Chunk(1000, LOST_LINE + answer)
+    assert stream.read() == Chunk(1000, b"\n" + gap_line(1000, 0) + answer)
     assert stream.total().sha256 is None
 
 
@@ -341,7 +393,7 @@ def test_a_log_that_is_a_link_is_never_followed(path, opened):
 
     stream = opened()
 
-    assert stream.read().data == LOST_LINE
+    assert stream.read().data == gap_line(0, 0)
 
 
 def test_notes_are_single_lines_on_a_line_of_their_own(path, opened):
