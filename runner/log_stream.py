@@ -156,9 +156,10 @@ class LogStream:
     def rewind(self, offset: int) -> None:
         """Go on at `offset` of the masked stream, because that is where the coordinator's log ends."""
         if offset < self._start.masked:
-            # What stood there was given out once and cannot be read again; that much is known to be missing.
+            # What stood there was given out once and cannot be read again.
+            missing = self._start.masked - offset
             self._begin_anew(
-                self._start.raw, offset, missing=self._start.masked - offset, ends_a_line=not offset
+                self._start.raw, offset, missing=missing, ends_a_line=not offset
             )
             self._go_to(self._start, offset)
             return
@@ -380,7 +381,7 @@ class LogStream:
 
 
 def gap_line(behind: int, missing: int) -> bytes:
-    """What the log says where bytes are missing: at which offset of it, and how many as far as that is known."""
+    """What a log says where bytes are missing: at which offset, and how many as far as that is known."""
     count = f"at least {missing} bytes are" if missing else "bytes are"
     said = f"{count} missing here, behind byte {behind} of this log: its file was cut or replaced"
     return (PREFIXES["WARN"] + said).encode() + b"\n"

@@ -58,7 +58,7 @@ def change_attempt(tx: Session, step_id: str, attempt: int, **values: Any) -> No
 
 
 def end_attempt(tx: Session, step_id: str, attempt: int, *, has_gap: bool = False, **values: Any) -> None:
-    """`change_attempt` for the last time: its log is whole now, unless it was cut at the limit or has a gap."""
+    """`change_attempt` for the last time: its log is whole, unless it was cut at the limit or has a gap."""
     which = {"the_step_id": step_id, "the_attempt": attempt}
     _end(tuple(values), "gap" if has_gap else "complete").run(tx, which | as_new(values))
 
