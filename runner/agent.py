@@ -228,11 +228,12 @@ class Agent:
     def _begin(self, claim: Claim) -> None:
         log.info("step_acquired", step=claim.step_id, attempt=claim.attempt, name=claim.name)
         folder = attempt_dir(self._state, claim.step_id, claim.attempt)
-        attempt = Attempt(Proof(claim.step_id, claim.attempt, claim.lease))
+        attempt = Attempt(Proof(claim.step_id, claim.attempt, claim.lease), secrets=claim.secrets)
         if not self._hold(attempt):
             return  # the same claim, heard twice
         try:
-            journal = Journal.load(folder) or Journal.create(folder, claim.model_dump(mode="json"))
+            written = claim.model_dump(mode="json", exclude={"secrets"})
+            journal = Journal.load(folder) or Journal.create(folder, written)
         except (OSError, StepError) as error:
             log.error("step_not_begun", step=claim.step_id, attempt=claim.attempt, cause=str(error))
             self._means.trash.throw(folder)
@@ -319,6 +320,7 @@ class Agent:
             if order is None or order.action is Action.ABANDON:
                 attempt.abandon()
             else:
+                attempt.secrets = order.secrets
                 attempt.obey(order)
             self._hold(attempt)
             self._work_on(journal, attempt)

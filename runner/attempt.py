@@ -1,6 +1,7 @@
 """One attempt in this runner's hands: its proof, how far it is, and what it has been told."""
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from runner.client import Proof
@@ -15,6 +16,7 @@ class Attempt:
     phase: Phase = Phase.PULLING
     log_size: int = 0
     cancel_reason: str = ""
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)  # in memory only
     is_over: bool = False  # the coordinator has nothing more to say about it, and is not asked
     told: threading.Event = field(default_factory=threading.Event)
     cancelled: threading.Event = field(default_factory=threading.Event)

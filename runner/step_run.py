@@ -716,10 +716,11 @@ class StepRun:
     def _mask(self, text: str, *, cut_at: int | None = None) -> str:
         """Our own words may quote the step's; where they were cut, half a secret may stand at the end."""
         masker = self._masker.fresh()
-        masked = masker.feed(text.encode("utf-8", "surrogatepass"))
+        plain = text.encode("utf-8", "surrogatepass")
+        masked = masker.feed(plain)
         if cut_at is None or len(text) < cut_at:
             masked += masker.finish()
-        return masked.decode("utf-8", "replace")
+        return text if masked == plain else masked.decode("utf-8", "replace")
 
     def _masked(self, said: Completion) -> Completion:
         detail = "" if self._lacks_secrets else self._mask(said.detail, cut_at=LONGEST_DETAIL)

@@ -108,7 +108,7 @@ class SecretFiles:
                 return folder
         raise StepError(
             Reason.INTERNAL,
-            "this runner has no place in memory for secrets: let it mount a tmpfs, or give its machine /dev/shm",
+            "this runner has no place in memory for secrets: let it mount a tmpfs, or give it /dev/shm",
         )
 
 
