@@ -2,8 +2,9 @@
 
 Imports go one way; what stands in one pair of braces does not know each other:
 shared
-> {settings, errors, inotify, mask, mounts, slots, deadline, disk, trash, trees, beneath}
-> {durable, credentials, client, executor, insistence, artifacts, layers, control}
-> {git, journal, blobs, state_dir, cache, workspace, attempt, log_stream}
+> {settings, errors, inotify, mask, mounts, slots, deadline, disk, trash, trees, beneath,
+spares}
+> {durable, credentials, client, insistence, artifacts, layers, control, room}
+> {git, executor, journal, blobs, state_dir, cache, workspace, attempt, log_stream, health}
 > {source, lease, delivery} > means > {janitor, cleaning} > step_run > {agent, commands} > cli
 """

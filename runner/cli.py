@@ -33,6 +33,7 @@ from runner.janitor import Janitor
 from runner.journal import open_journals
 from runner.layers import choose_layers
 from runner.means import Means
+from runner.room import Marks
 from runner.settings import Settings
 from runner.source import SourceCache
 from runner.state_dir import Identity, StateLock, load_identity, save_identity
@@ -175,8 +176,12 @@ def make_agent(settings: Settings, *, once: bool = False, connect: Connect = Cli
         platform=f"{platform.system()}-{platform.machine()}".lower(),
         version=_version(),
         once=once,
-        janitor=Janitor(means, state, source_bytes=settings.source_bytes),
+        janitor=Janitor(means, state, source_bytes=settings.source_bytes, marks=_marks(settings)),
     )
+
+
+def _marks(settings: Settings) -> Marks:
+    return Marks(settings.disk_high_percent, settings.disk_low_percent, settings.disk_reserve_mb * MIB)
 
 
 def _guard_disk(settings: Settings, state: Path) -> DiskGuard:
@@ -184,9 +189,7 @@ def _guard_disk(settings: Settings, state: Path) -> DiskGuard:
     return DiskGuard(state, settings.disk_reserve_mb * MIB, None if most is None else most * MIB)
 
 
-def _open_executor(
-    settings: Settings, identity: Identity, state: Path, credentials: Credentials
-) -> Executor:
+def _open_executor(settings: Settings, identity: Identity, state: Path, credentials: Credentials) -> Executor:
     if settings.executor == "process":
         from runner.executor.process import ProcessExecutor
 
@@ -203,6 +206,7 @@ def _open_executor(
         refuse_private=settings.refuse_private,
         holders_ahead=settings.holders_ahead,
         logins=credentials.registry,
+        keep_images=settings.kept_images,
     )
     for note in executor.notes:
         click.echo(note)

@@ -1,22 +1,28 @@
-"""Keeps the machine clean: what attempts left behind, at the start and later; old layers, caches, blobs."""
+"""Keeps the machine clean: what attempts left behind, old layers and caches, room on disks that fill."""
 
 import threading
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import structlog
 
-from runner.errors import RunnerError
+from runner.errors import EngineUnavailable, RunnerError
 from runner.executor.base import Leftover
 from runner.journal import Journal, JournalPhase, open_journals
 from runner.means import Means
+from runner.mounts import overlays_of, unmount
+from runner.room import DEFAULT_MARKS, Area, Marks, Room
+from runner.spares import Spare
 
 log = structlog.get_logger()
 
 EVERY_S = 300.0
 SOON_S = 5.0
+LOOK_S = 10.0
+UNFINISHED = ("probe-*", "inputs/.part-*", "checkouts/.part-*")
 GATHERING = (JournalPhase.COLLECTING, JournalPhase.UPLOADING)
 
 Key = tuple[str, int]  # a step and the number of an attempt
@@ -25,10 +31,12 @@ Key = tuple[str, int]  # a step and the number of an attempt
 class Janitor:
     """Looks around at the start and every few minutes, in a thread of its own."""
 
-    def __init__(self, means: Means, state: Path, *, source_bytes: int) -> None:
+    def __init__(self, means: Means, state: Path, *, source_bytes: int, marks: Marks = DEFAULT_MARKS) -> None:
         self._means = means
         self._state = state
         self._source_bytes = source_bytes
+        self._marks = marks
+        self._room = Room([], marks, means.trash)
         self._held: Callable[[], Set[Key]] = frozenset
         self._stuck: set[Key] = set()
         self._soon = threading.Event()
@@ -38,6 +46,7 @@ class Janitor:
     def start(self, held: Callable[[], Set[Key]]) -> None:
         """`held` names the attempts not to be touched; each is in it before its folder is made."""
         self._held = held
+        self._room = self._survey()
         self._thread.start()
 
     def clean_up_soon(self) -> None:
@@ -55,9 +64,28 @@ class Janitor:
         for leftover in self._means.executor.leftovers():
             if (leftover.step_id, leftover.attempt) not in known:
                 self._remove(leftover)
+        _try(partial(self._means.executor.remove_strays, known))
         for folder in self._attempt_folders():
             if _key_of(folder) not in known:
                 self._close(folder)
+        for mounted in overlays_of(self._state):
+            if self._owner_of(mounted) not in known:
+                self._unmount(mounted)
+        for pattern in UNFINISHED:
+            for folder in self._state.glob(pattern):
+                self._means.trash.throw(folder)
+
+    def _survey(self) -> Room:
+        """The disks to watch: that of the state folder, and that of the engine's images."""
+        areas = [Area(self._state, [self._means.caches.spares, self._spare_sources, self._spare_outputs])]
+        try:
+            storage = self._means.executor.storage()
+        except EngineUnavailable as error:
+            log.warning("images_not_watched", cause=str(error))
+            storage = None
+        if storage is not None:
+            areas.append(Area(storage, [self._spare_images]))
+        return Room(areas, self._marks, self._means.trash)
 
     def _remove(self, leftover: Leftover) -> None:
         log.info("leftover_removed", name=leftover.name, was_running=leftover.is_running)
@@ -75,12 +103,24 @@ class Janitor:
             if cache is not None:
                 self._means.caches.discard(cache)
         self._means.trash.throw(folder)
+        with suppress(OSError):
+            folder.parent.rmdir()  # another attempt of the step may still stand there
+
+    def _owner_of(self, mounted: Path) -> Key | None:
+        """The attempt below whose folder something is mounted."""
+        parts = mounted.relative_to(self._state.resolve()).parts
+        is_attempts = len(parts) > 3 and parts[0] == "a" and parts[2].isdecimal()
+        return (parts[1], int(parts[2])) if is_attempts else None
+
+    def _unmount(self, mounted: Path) -> None:
+        log.info("unmounted", path=str(mounted))
+        _try(partial(unmount, mounted))
 
     def _run(self) -> None:
         """After a call, and as long as something withstands, the rounds come quicker."""
         pause = EVERY_S
         while True:
-            if self._soon.wait(pause):
+            if self._is_called_within(pause):
                 self._soon.clear()
                 pause = SOON_S / 2
             if self._stopping.is_set():
@@ -88,11 +128,20 @@ class Janitor:
             is_clean = self._go_round()
             pause = EVERY_S if is_clean else min(EVERY_S, pause * 2)
 
+    def _is_called_within(self, pause_s: float) -> bool:
+        """Somebody calls, or a disk does: looking at one costs next to nothing."""
+        until = time.monotonic() + pause_s
+        while (left_s := until - time.monotonic()) > 0:
+            if self._soon.wait(min(left_s, LOOK_S)) or self._room.is_needed():
+                return True
+        return False
+
     def _go_round(self) -> bool:
         """True when nothing is left that should have gone."""
         try:
             is_clean = _try(self._remove_what_nobody_holds) and not self._stuck
-            return _try(self._prune) and is_clean
+            is_clean = _try(self._prune) and is_clean
+            return self._room.clear() and is_clean
         except Exception:  # without this thread nothing here would ever be removed again
             log.exception("round_failed")
             return False
@@ -114,23 +163,46 @@ class Janitor:
             log.info("attempt_removed", step=key[0], attempt=key[1])
             if not _try(partial(self._close, folder)):
                 self._stuck.add(key)
+        _try(partial(self._means.executor.remove_strays, held))
+        for mounted in overlays_of(self._state):
+            if mounted.is_relative_to(self._means.trash.folder.resolve()):
+                self._unmount(mounted)
 
     def _prune(self) -> None:
-        pinned = self._means.workspaces.pinned(self._attempt_folders())
+        pinned = self._pinned()
         self._means.caches.evict()
         self._means.sources.prune(pinned, self._source_bytes)
         self._means.workspaces.prune(pinned)
-        self._evict_blobs()
+        keep, now = self._outputs_to_keep()
+        self._means.blobs.evict(keep, now=now)
 
-    def _evict_blobs(self) -> None:
-        """Outputs stay until they are uploaded, however long that takes."""
+    def _spare_sources(self) -> Iterator[Spare]:
+        return self._means.sources.spares(self._pinned())
+
+    def _spare_outputs(self) -> Iterator[Spare]:
+        keep, now = self._outputs_to_keep()
+        return self._means.blobs.spares(keep, now=now)
+
+    def _spare_images(self) -> Iterator[Spare]:
+        """None while the engine is away: other things can still go."""
+        wanted = {str(journal.claim.get("image", "")) for journal in open_journals(self._state)}
+        try:
+            yield from self._means.executor.spares(wanted)
+        except EngineUnavailable as error:
+            log.warning("no_image_removed", cause=str(error))
+
+    def _pinned(self) -> set[str]:
+        return self._means.workspaces.pinned(self._attempt_folders())
+
+    def _outputs_to_keep(self) -> tuple[set[str], float]:
+        """Outputs stay until they are uploaded, however long that takes: those named, and what is younger."""
         now = time.time()
         keep: set[str] = set()
         for journal in open_journals(self._state):
             keep |= _outputs_of(journal)
             if journal.phase in GATHERING and "collected" not in journal.data:
                 now = min(now, _written_at(journal, now))  # no list yet: all that came since then stays
-        self._means.blobs.evict(keep, now=now)
+        return keep, now
 
 
 def _try(act: Callable[[], None]) -> bool:

@@ -74,6 +74,19 @@ def mounts_below(folder: Path) -> list[Path]:
     return inside[::-1]
 
 
+def overlays_of(folder: Path) -> list[Path]:
+    """The overlays below `folder` that are made of folders below it, innermost first."""
+    root = folder.resolve()
+    inside = [mount for mount in list_mounts() if mount.path.is_relative_to(root) and mount.kind == "overlay"]
+    return [mount.path for mount in inside if _is_made_of(mount, root)][::-1]
+
+
+def _is_made_of(mount: MountPoint, root: Path) -> bool:
+    upper = mount.option("upperdir")
+    parts = [upper] if upper else mount.option("lowerdir").split(":")
+    return all(Path(part).is_relative_to(root) for part in parts)
+
+
 def list_mounts() -> list[MountPoint]:
     """The mounts that this process sees, oldest first."""
     lines = Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()

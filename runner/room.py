@@ -43,6 +43,9 @@ class Marks:
         return max(lacking, space.used - space.total * min(self.low, self.high) // 100)
 
 
+DEFAULT_MARKS: Final = Marks()
+
+
 @dataclass(frozen=True)
 class Space:
     """One file system as a user of it sees it, in bytes."""

@@ -53,6 +53,15 @@ class Settings(BaseSettings):
     disk_reserve_mb: Annotated[
         int, Field(ge=0, description="MiB that stay free on the disk of the state folder; 0 turns this off")
     ] = 1024
+    disk_high_percent: Annotated[
+        int, Field(ge=1, le=100, description="Use of a disk above which the longest unused goes; 100 never")
+    ] = 85
+    disk_low_percent: Annotated[
+        int, Field(ge=1, le=100, description="Use of a disk at which removing ends")
+    ] = 75
+    keep_images: Annotated[
+        str, Field(description="Images never removed, separated by commas; `*` stands for any characters")
+    ] = ""
     step_pids: Annotated[int, Field(ge=16, description="Processes of a step that does not say")] = 4096
     holders_ahead: Annotated[
         int, Field(ge=0, le=64, description="Network holders kept ready for the next steps")
@@ -61,6 +70,10 @@ class Settings(BaseSettings):
     @property
     def allowed_git_protocols(self) -> frozenset[str]:
         return frozenset(part.strip() for part in self.git_protocols.split(",") if part.strip())
+
+    @property
+    def kept_images(self) -> list[str]:
+        return [part.strip() for part in self.keep_images.split(",") if part.strip()]
 
     @property
     def label_list(self) -> list[str]:

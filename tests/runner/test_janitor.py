@@ -30,6 +30,8 @@ class Engine:
         self.standing = []
         self.failures = 0
         self.asked = threading.Event()
+        self.images = []
+        self.folder = None
 
     def leftovers(self):
         self.asked.set()
@@ -40,6 +42,16 @@ class Engine:
             self.failures -= 1
             raise EngineUnavailable("the engine is away")
         self.standing.remove(leftover)
+
+    def remove_strays(self, held):
+        self.strays_asked = set(held)
+
+    def spares(self, wanted):
+        self.wanted = set(wanted)
+        return iter(self.images)
+
+    def storage(self):
+        return self.folder
 
     def close(self):
         pass
