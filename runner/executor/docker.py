@@ -420,7 +420,6 @@ class DockerExecutor:
         self._sweeper.shutdown(wait=True)
         self._api.close()
         self._slow_api.close()
-        self._secret_files.close()
 
     # -- what a container looks like
 

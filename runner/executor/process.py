@@ -195,7 +195,6 @@ class ProcessExecutor:
 
     def close(self) -> None:
         """Nothing is kept ahead; attempts that run go on."""
-        self._secret_files.close()
 
 
 # -- processes
