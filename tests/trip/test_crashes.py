@@ -1,7 +1,6 @@
 """Real processes that are killed without a warning, at every place, and started again on what they left."""
 
 import json
-import signal
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -132,82 +131,6 @@ def test_both_may_be_killed_at_once(machines):
     build = machines.user.await_end(build["id"])
 
     assert_ran_once_and_whole(machines, build)
-
-
-# What a runner process does when it is told to stop, and what its successor finds.
-
-
-@ON_SQLITE
-def test_the_first_term_lets_a_step_finish_and_takes_no_other(stage):
-    go = stage.folder / "go"
-    build = stage.submit([a_step("a", runScript=f"echo begun; until test -e {go}; do sleep 0.02; done")])
-    runner = stage.a_runner_process("--slots", "2")
-    stage.await_log(build["steps"][0]["id"], b"begun")
-
-    runner.send(signal.SIGTERM)
-    until(lambda: stage.api.get("/api/runners")[0]["draining"])
-    other = stage.submit([a_step("other")])
-    go.touch()
-
-    assert runner.wait() == 0, runner.output
-    assert stage.api.build(build["id"])["status"] == "SUCCESS"
-    assert stage.api.build(other["id"])["status"] == "PENDING", (
-        runner.output
-        + str(stage.api.get("/api/audit-logs")["auditLogs"][:8])
-        + str(stage.api.build(other["id"]))
-    )
-
-
-@ON_SQLITE
-def test_the_second_term_ends_a_step_that_another_runner_may_take(stage):
-    pid = stage.folder / "pid"
-    build = stage.submit([a_step("a", runScript=f"echo $$ > {pid}; echo begun; sleep 600")])
-    runner = stage.a_runner_process()
-    step_id = build["steps"][0]["id"]
-    stage.await_log(step_id, b"begun")
-
-    runner.send(signal.SIGTERM)
-    until(lambda: stage.api.get("/api/runners")[0]["draining"])
-    runner.send(signal.SIGTERM)
-
-    assert runner.wait() == 0, runner.output
-    step = stage.api.build(build["id"])["steps"][0]
-    assert step["status"] == "PENDING"
-    assert [(found["outcome"], found["reason"]) for found in step["attempts"]] == [
-        ("failed", "runner_shutdown")
-    ]
-    assert not Path(f"/proc/{pid.read_text().strip()}").exists()
-
-
-@ON_SQLITE
-def test_a_runner_that_hands_over_leaves_its_steps_to_the_next(stage):
-    go = stage.folder / "go"
-    script = f"echo begun; until test -e {go}; do sleep 0.02; done; echo ended; echo x >> {stage.folder}/ran"
-    build = stage.submit([a_step("a", runScript=script)])
-    runner = stage.a_runner_process()
-    step_id = build["steps"][0]["id"]
-    stage.await_log(step_id, b"begun")
-
-    runner.send(signal.SIGUSR2)
-    assert runner.wait() == 0
-    assert stage.api.build(build["id"])["steps"][0]["status"] == "RUNNING"
-    stage.a_runner_process()
-    go.touch()
-    build = stage.await_end(build["id"])
-
-    assert (build["status"], build["steps"][0]["attempt"]) == ("SUCCESS", 1)
-    assert said_in(stage.log(step_id)) == b"begun\nended\n"
-    assert (stage.folder / "ran").read_text() == "x\n"
-
-
-@ON_SQLITE
-def test_once_ends_with_nothing_left_to_do(stage):
-    build = stage.submit([a_step("a"), a_step("b", ["a"])])
-
-    runner = stage.a_runner_process("--once")
-
-    assert runner.wait() == 0, runner.output
-    assert stage.api.build(build["id"])["status"] == "SUCCESS"
 
 
 # A runner that is killed at every phase.
