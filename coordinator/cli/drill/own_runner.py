@@ -72,8 +72,11 @@ class OwnRunner:
         """Drain it; after a death let one more life clean up. False when it had to be killed."""
         if self._child is None:
             return True
-        if self.is_alive and not self._stop():
-            self.kill()
+        if self.is_alive:
+            if self._stop():
+                self._is_messy = False  # it adopted whatever a former life left, and finished it
+            else:
+                self.kill()
         if self._is_messy or self._child.returncode != 0:
             self.start(address, once=True)
             try:

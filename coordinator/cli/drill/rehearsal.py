@@ -1,8 +1,11 @@
 """The whole drill: one fault after the other on one stage, whatever comes of each."""
 
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+
+import httpx
 
 from coordinator.cli.drill.errors import DrillError, Skipped
 from coordinator.cli.drill.faults import (
@@ -19,6 +22,8 @@ from coordinator.cli.drill.result import FaultResult, Finding, Kind, Outcome, Se
 from coordinator.cli.drill.stage import Stage
 from coordinator.cli.drill.workload import a_step
 from shared.protocol import Timings
+
+BROKEN = (DrillError, OSError, subprocess.SubprocessError, httpx.HTTPError)
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ def _try(stage: Stage, fault: Fault, started: float) -> FaultResult:
         seen = fault.cause(stage)
     except Skipped as skipped:
         return FaultResult(fault.name, Outcome.SKIPPED, Seen(note=str(skipped)), time.monotonic() - started)
-    except DrillError as error:
+    except BROKEN as error:
         seen = Seen(findings=(Finding(Kind.WRONG, str(error)), *_left_behind(stage)))
     return judge(fault.name, seen, took_s=time.monotonic() - started)
 
@@ -78,5 +83,5 @@ def _left_behind(stage: Stage) -> list[Finding]:
     """After a fault that went wrong: end its builds and its runners, so that the next one begins afresh."""
     try:
         return stage.start_over()
-    except DrillError as error:
+    except BROKEN as error:
         return [Finding(Kind.WRONG, f"cleaning up after it: {error}")]
