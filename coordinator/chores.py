@@ -1,4 +1,4 @@
-"""What has to be done again and again: leases that ran out, uploads nobody finished."""
+"""What has to be done again and again: the watch, uploads nobody finished."""
 
 import asyncio
 import time
@@ -6,11 +6,11 @@ from functools import partial
 
 import structlog
 
-from coordinator.actions.expire_leases import expire_leases
 from coordinator.actions.forget_secrets import forget_secrets
 from coordinator.api.state import AppState
 from coordinator.bell import READY
 from coordinator.errors import CoordinatorError
+from coordinator.watch import Watch
 
 log = structlog.get_logger()
 
@@ -21,11 +21,11 @@ UPLOAD_LIFE_S = 24 * 3600.0
 
 async def do_chores(state: AppState) -> None:
     """Until cancelled. A chore that fails is told and tried again; the others go on."""
-    swept_at = float("-inf")
+    watch, swept_at = Watch(state), float("-inf")
     while True:
         await asyncio.sleep(EVERY_S)
         try:
-            moved = await state.lanes.write(partial(expire_leases, site=state.site, now=state.clock()))
+            moved = await watch.look()
             if moved:
                 log.info("leases_expired", steps=moved)
                 state.bell.ring(READY)

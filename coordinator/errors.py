@@ -13,6 +13,7 @@ CoordinatorError
 │   ├── AlreadyExists    its name is taken
 │   ├── InUse            something still needs it
 │   ├── StaleAttempt     another attempt, or nobody, now holds the step
+│   │   └── ForeignLease     the attempt was never given to who speaks of it
 │   ├── SessionSuperseded  a newer process of the same runner has taken over
 │   ├── LogConflict      other bytes are already stored at this offset
 │   ├── LogIncomplete    the completion speaks of more log than has arrived
@@ -108,6 +109,10 @@ class StaleAttempt(Conflict):
     """Another attempt, or nobody, now holds the step."""
 
     code = "stale_attempt"
+
+
+class ForeignLease(StaleAttempt):
+    """The attempt was given to another runner, or under another lease: reads the same, is written down."""
 
 
 class SessionSuperseded(Conflict):

@@ -14,6 +14,7 @@ from shared.reasons import Reason
 
 PROTOCOL_VERSION = 1
 MAX_AGE_S = 366 * 24 * 3600
+MAX_AGE_S = 366 * 24 * 3600
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Label = Annotated[str, Field(min_length=1, max_length=64)]
 RequestId = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]

@@ -21,7 +21,6 @@ from coordinator.actions.create_build import BuildRequest, create_build
 from coordinator.actions.create_image import create_image
 from coordinator.actions.create_project import create_project
 from coordinator.actions.create_workflow import create_workflow
-from coordinator.actions.expire_leases import expire_leases
 from coordinator.actions.leased_step import LeaseProof
 from coordinator.actions.register_runner import register_runner
 from coordinator.actions.renew_leases import renew_leases
@@ -32,6 +31,7 @@ from coordinator.rules.access import Audience, Caller
 from coordinator.site import Site
 from coordinator.store import attempts, audit, builds, steps
 from coordinator.tables import AuditLog, Build
+from coordinator.watch import LOOKS
 from shared.ids import new_id
 from shared.protocol import (
     Acquire,
@@ -227,7 +227,8 @@ class Mill:
         return self.now(complete_step, *step, completion, sealed)
 
     def expire(self) -> int:
-        return self.now(expire_leases, self.site)
+        """What the coordinator's watch does each second."""
+        return sum(self.now(action, self.site) for action in LOOKS)
 
     # What can be seen
 

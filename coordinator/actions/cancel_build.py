@@ -8,8 +8,8 @@ from coordinator.actions.settle_build import settle_build
 from coordinator.actions.show_build import get_visible_build
 from coordinator.errors import Conflict
 from coordinator.rules.access import Caller
-from coordinator.rules.transitions import BuildEvent
-from coordinator.store import audit, builds, steps
+from coordinator.rules.transitions import BuildEvent, StepEvent
+from coordinator.store import audit, builds, cancels, stops
 from coordinator.tables import Build
 from shared.ids import new_id
 from shared.reasons import Reason
@@ -25,12 +25,25 @@ def cancel_build(tx: Session, caller: Caller, build_id: str, *, now: datetime) -
         return _fresh(tx, build_id)
     if state.is_final:
         raise Conflict(f"the build has ended as {state}")
-    builds.move_build(tx, build_id, BuildEvent.REQUEST_CANCEL, cancel_requested_at=now, cancel_id=new_id())
-    steps.cancel_waiting(tx, build_id, reason=Reason.CANCELLED, now=now)
-    steps.request_cancel(tx, build_id, reason=Reason.CANCELLED, now=now)
+    cancel_id = new_id()
+    builds.move_build(tx, build_id, BuildEvent.REQUEST_CANCEL, cancel_requested_at=now, cancel_id=cancel_id)
+    _stop_steps(tx, build_id, cancel_id, now=now)
     audit.record(tx, caller, "build.cancelled", now=now, project_id=held.project_id, buildId=build_id)
     settle_build(tx, build_id, [], reason=Reason.CANCELLED, now=now)
     return _fresh(tx, build_id)
+
+
+def _stop_steps(tx: Session, build_id: str, cancel_id: str, *, now: datetime) -> None:
+    """Stop everything that has not ended, and write down which attempts that concerns."""
+    waited = stops.end_waiting(tx, build_id, StepEvent.CANCEL, reason=Reason.CANCELLED, now=now)
+    stops.request_stop_of_build(tx, build_id, reason=Reason.CANCELLED, now=now)
+    leased = stops.list_leased(tx, build_id)
+    stopped = [(step.id, step.attempt) for step in leased]
+    # a runner that was given up may still have the container, whether or not another took the step over
+    stopped += cancels.list_lost_attempts(tx, [step.id for step in [*waited, *leased]])
+    named = {step_id for step_id, _ in stopped}
+    stopped += [(step.id, cancels.NO_ATTEMPT) for step in waited if step.id not in named]
+    cancels.insert_cancel(tx, cancel_id, build_id, stopped, now=now)
 
 
 def _fresh(tx: Session, build_id: str) -> Build:

@@ -9,6 +9,7 @@ from sqlmodel import Session
 
 from coordinator.actions.append_log import store_log
 from coordinator.actions.leased_step import LeaseProof, get_attempt, hold_attempt
+from coordinator.actions.revive_step import revive_step
 from coordinator.actions.settle_build import settle_build
 from coordinator.actions.show_build import get_visible_build
 from coordinator.errors import (
@@ -21,7 +22,8 @@ from coordinator.errors import (
     StaleAttempt,
 )
 from coordinator.rules.access import Audience, Caller
-from coordinator.rules.leases import may_retry, retry_delay
+from coordinator.rules.limits import event_of_stop
+from coordinator.rules.retries import Retry, next_retry
 from coordinator.rules.transitions import StepEvent
 from coordinator.site import Site
 from coordinator.store import artifacts, attempts, audit, builds, steps
@@ -83,8 +85,8 @@ def complete_step(
     if not StepState(step.state).is_leased and step.started_at is None:
         raise StaleAttempt(f"the step is {step.state}")
     if step.state == StepState.READY:
-        steps.move_step(tx, step.id, StepEvent.REVIVE, attempt=step.attempt, not_before=None)
-        audit.record_step(tx, caller, "step.revived", step, now=now)
+        revive_step(tx, caller, step, now=now)
+        step = steps.get_step(tx, step.id)
     _require_whole_log(tx, step, said, sealed)
     if said.status == "success":
         _require_within_limits(site, said)
@@ -269,11 +271,12 @@ def _finish(tx: Session, step: Any, said: Completion, sealed: SealedLog | None, 
     reason = _reason(said)
     is_cancelled = step.cancel_requested_at is not None
     if is_cancelled:
-        event, reason = StepEvent.CANCEL, Reason(step.cancel_reason or Reason.CANCELLED)
+        reason = Reason(step.cancel_reason or Reason.CANCELLED)
+        event = event_of_stop(reason)
     elif said.status == "success":
         event = StepEvent.SUCCEED
-    elif reason and may_retry(reason, retries=step.infra_retries, exclusive=step.exclusive):
-        return _requeue(tx, step, said, reason, now=now)
+    elif reason and (retry := next_retry(step, reason, exit_code=said.exit_code)):
+        return _requeue(tx, step, said, reason, retry, sealed, now=now)
     elif reason is Reason.CANCELLED:
         event = StepEvent.CANCEL
     else:
@@ -309,8 +312,17 @@ def _state_of(event: StepEvent) -> StepState:
     }[event]
 
 
-def _requeue(tx: Session, step: Any, said: Completion, reason: Reason, *, now: datetime) -> Verdict:
-    """The machine failed, not the step: it will run again, on whichever runner comes first."""
+def _requeue(
+    tx: Session,
+    step: Any,
+    said: Completion,
+    reason: Reason,
+    retry: Retry,
+    sealed: SealedLog | None,
+    *,
+    now: datetime,
+) -> Verdict:
+    """The step will run again, on whichever runner comes first."""
     steps.move_step(
         tx,
         step.id,
@@ -318,12 +330,13 @@ def _requeue(tx: Session, step: Any, said: Completion, reason: Reason, *, now: d
         attempt=step.attempt,
         runner_id=None,
         request_id=None,
-        infra_retries=step.infra_retries + 1,
-        not_before=now + retry_delay(step.infra_retries),
+        infra_retries=retry.infra_retries,
+        user_retries=retry.user_retries,
+        not_before=now + retry.delay,
         reason=reason,
         started_at=None,
     )
-    _end_attempt(tx, step, said, StepState.FAILED, reason, None, now=now)
+    _end_attempt(tx, step, said, StepState.FAILED, reason, sealed, now=now)
     audit.record_step(tx, _holder(step), "step.requeued", step, now=now, reason=str(reason))
     return Verdict(is_same=True, state=StepState.READY, is_build_complete=False)
 

@@ -165,6 +165,7 @@ def _insert_steps(
                 "label_count": len(spec.labels),
                 "dependency_count": len(planned.depends_on),
                 "exclusive": spec.exclusive,
+                "queue_limit_s": spec.queue_timeout_seconds,
                 **steps.never_claimed(is_ready=is_ready, now=now),
             }
         )

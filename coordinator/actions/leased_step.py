@@ -6,11 +6,11 @@ from typing import Any
 
 from sqlmodel import Session
 
-from coordinator.errors import StaleAttempt
+from coordinator.errors import ForeignLease, StaleAttempt
 from coordinator.rules.access import Caller
 from coordinator.rules.leases import lease_token
 from coordinator.site import Site
-from coordinator.store import builds, steps
+from coordinator.store import attempts, builds, steps
 from coordinator.store.lane_session import needs_locks
 from shared.states import StepState
 
@@ -27,8 +27,17 @@ def get_attempt(tx: Session, site: Site, caller: Caller, step_id: str, proof: Le
     """The step, if this runner's attempt is its current one; it may have ended already."""
     step = steps.get_step(tx, step_id)
     if not is_current(site, caller, step, proof):
-        raise StaleAttempt(f"attempt {proof.attempt} of this step is not yours or not current")
+        get_own_attempt(tx, site, caller, step_id, proof)
+        raise StaleAttempt(f"attempt {proof.attempt} of this step is not current")
     return step
+
+
+def get_own_attempt(tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof) -> Any:
+    """The attempt, current or not, if it was given to this runner under this lease; else ForeignLease."""
+    row = attempts.find_attempt(tx, step_id, proof.attempt)
+    if row is None or not _is_given_to(site, caller, row, proof, step_id=step_id):
+        raise ForeignLease(f"attempt {proof.attempt} of this step is not yours")
+    return row
 
 
 def get_leased_step(tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof) -> Any:
@@ -52,14 +61,19 @@ def hold_leased_step(tx: Session, site: Site, caller: Caller, step_id: str, proo
 
 def is_current(site: Site, caller: Caller, step: Any, proof: LeaseProof) -> bool:
     """True when the runner, the attempt and the lease are those the step was last given to."""
-    if caller.runner_id is None or step.runner_id != caller.runner_id or step.attempt != proof.attempt:
+    return step.attempt == proof.attempt and _is_given_to(site, caller, step, proof, step_id=step.id)
+
+
+def _is_given_to(site: Site, caller: Caller, held: Any, proof: LeaseProof, *, step_id: str) -> bool:
+    """`held`: a step or an attempt, as both name the runner and the request it was given to."""
+    if caller.runner_id is None or held.runner_id != caller.runner_id:
         return False
     expected = lease_token(
         site.lease_key,
-        step_id=step.id,
-        attempt=step.attempt,
-        runner_id=step.runner_id,
-        request_id=step.request_id or "",
+        step_id=step_id,
+        attempt=held.attempt,
+        runner_id=held.runner_id,
+        request_id=held.request_id or "",
     )
     return hmac.compare_digest(expected.encode(), proof.lease.encode())
 

@@ -1,6 +1,7 @@
 """A runner is alive, and holds these attempts."""
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -8,12 +9,13 @@ from sqlmodel import Session
 
 from coordinator.actions.give_secrets import give_secrets_again
 from coordinator.actions.leased_step import LeaseProof, is_current
+from coordinator.actions.revive_step import revive_step
 from coordinator.actions.runner_session import require_session
 from coordinator.rules.access import Caller
-from coordinator.rules.transitions import StepEvent
+from coordinator.rules.limits import grace_seconds
 from coordinator.site import Site
-from coordinator.store import attempts, audit, runners, steps
-from shared.protocol import Action, AttemptReport, Heartbeat, Order, Orders, Resume
+from coordinator.store import attempts, deadlines, runners, steps
+from shared.protocol import Action, AttemptReport, Heartbeat, Order, Orders, Phase, Resume
 from shared.states import StepState
 
 
@@ -61,20 +63,36 @@ def _answer(
     alive = [order.step_id for order in orders if order.action is not Action.ABANDON]
     if alive:
         steps.touch_steps(tx, alive, caller.runner_id or "", now=now)
+    _note_phases(tx, caller, found, [report for report in reports if report.step_id in alive])
     return Orders(attempts=orders, drain=False, next=site.settings.heartbeat)
+
+
+def _note_phases(
+    tx: Session, caller: Caller, found: Mapping[str, Any], reports: Sequence[AttemptReport]
+) -> None:
+    """Write down how far the runner is, where that has changed."""
+    changed: dict[Phase, list[str]] = defaultdict(list)
+    for report in reports:
+        if found[report.step_id].phase != report.phase:
+            changed[report.phase].append(report.step_id)
+    for phase, step_ids in changed.items():
+        deadlines.set_phase(tx, step_ids, caller.runner_id or "", phase)
 
 
 def _order(
     tx: Session, site: Site, caller: Caller, step: Any, report: AttemptReport, *, now: datetime
 ) -> Order:
     def said(action: Action, reason: str = "") -> Order:
-        return Order(step_id=report.step_id, attempt=report.attempt, action=action, reason=reason)
+        grace = grace_seconds(step.spec if step is not None else {})
+        return Order(
+            step_id=report.step_id, attempt=report.attempt, action=action, reason=reason, grace_s=grace
+        )
 
     if step is None:
         return said(Action.ABANDON, "unknown")
     if not is_current(site, caller, step, LeaseProof(report.attempt, report.lease)):
         return said(Action.ABANDON, "stale_attempt")
-    if step.state == StepState.READY and _revive(tx, caller, step, now=now):
+    if step.state == StepState.READY and revive_step(tx, caller, step, now=now):
         return said(Action.CONTINUE, "revived")
     if not StepState(step.state).is_leased:
         # an attempt that has ended may still have to hear the answer to its completion
@@ -84,17 +102,6 @@ def _order(
     if step.cancel_requested_at is not None:
         return said(Action.CANCEL, step.cancel_reason or "")
     return said(Action.CONTINUE)
-
-
-def _revive(tx: Session, caller: Caller, step: Any, *, now: datetime) -> bool:
-    """A runner that was given up comes back before anyone else took its step: it goes on."""
-    if step.started_at is None:
-        return False
-    moved = steps.move_step(tx, step.id, StepEvent.REVIVE, attempt=step.attempt, not_before=None)
-    if moved:
-        attempts.change_attempt(tx, step.id, step.attempt, outcome=None, reason=None, finished_at=None)
-        audit.record_step(tx, caller, "step.revived", step, now=now)
-    return moved
 
 
 def _was_completed(tx: Session, step: Any) -> bool:

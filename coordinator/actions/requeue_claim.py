@@ -9,7 +9,6 @@ from coordinator.actions.settle_build import settle_build
 from coordinator.rules.access import Caller
 from coordinator.rules.transitions import StepEvent
 from coordinator.store import attempts, audit, builds, steps
-from shared.reasons import Reason
 from shared.states import StepState
 
 
@@ -31,6 +30,7 @@ def requeue_claim(
             unheard_since=step.last_seen_at,
             runner_id=None,
             request_id=None,
+            not_before=now,
         )
     else:
         outcome = StepState.CANCELLED
@@ -55,7 +55,7 @@ def requeue_claim(
         )
         _record(tx, caller, step, outcome, detail or current.cancel_reason, now=now)
         if outcome == StepState.CANCELLED:
-            settle_build(tx, step.build_id, [step.id], reason=Reason.CANCELLED, now=now)
+            settle_build(tx, step.build_id, [step.id], reason=current.cancel_reason, now=now)
     return moved
 
 

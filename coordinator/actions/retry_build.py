@@ -188,6 +188,7 @@ def _insert_rows(
                 "dependency_count": row.dependency_count,
                 "exclusive": row.exclusive,
                 "queue_limit_s": row.queue_limit_s,
+                "queue_limit_s": row.queue_limit_s,
                 **steps.never_claimed(is_ready=is_ready, now=now),
             }
         )

@@ -8,7 +8,7 @@ from sqlmodel import Session
 from coordinator.actions.leased_step import LeaseProof, hold_leased_step
 from coordinator.errors import StaleAttempt
 from coordinator.rules.access import Caller
-from coordinator.rules.limits import grace_seconds, timeout_seconds
+from coordinator.rules.limits import grace_seconds, run_allowance, timeout_seconds
 from coordinator.rules.transitions import StepEvent
 from coordinator.site import Site
 from coordinator.store import attempts, audit, steps
@@ -35,6 +35,7 @@ def start_step(
         phase="running",
         last_seen_at=now,
         acked_at=step.acked_at or now,
+        deadline_at=now + run_allowance(step.spec),
         **facts,
     )
     if not moved:

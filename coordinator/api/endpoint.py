@@ -21,7 +21,7 @@ from coordinator.api.auth import Doorkeeper
 from coordinator.api.denials import Denials
 from coordinator.api.problems import problem, refusal, status_of, unreadable
 from coordinator.api.state import AppState
-from coordinator.errors import CoordinatorError, Invalid
+from coordinator.errors import CoordinatorError, ForeignLease, Invalid
 from coordinator.rules.access import Audience, Caller, Policy
 from shared.faults import Fault
 from shared.paths import ATTEMPT_HEADER, LEASE_HEADER
@@ -188,7 +188,7 @@ class _PathApp:
             return await endpoint.handler(await self._call(endpoint, request, caller))
         except CoordinatorError as error:
             status = status_of(error)
-            if status in (401, 403):
+            if status in (401, 403) or isinstance(error, ForeignLease):
                 await self._denials.write_down(caller, endpoint.method, endpoint.path, status)
             return problem(error)
         except guards.UnreadableBody as error:

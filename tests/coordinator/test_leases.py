@@ -7,6 +7,7 @@ from sqlalchemy import event
 
 from coordinator.actions.append_log import append_log
 from coordinator.actions.cancel_build import cancel_build
+from coordinator.actions.expire_leases import expire_leases
 from coordinator.actions.leased_step import LeaseProof
 from coordinator.actions.release_step import release_step
 from coordinator.actions.renew_leases import renew_leases, resume_attempts
@@ -268,6 +269,7 @@ def test_an_exclusive_step_is_waited_for_longer_and_never_run_again(later: Mill)
 def one_at_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever looks for silence sees a single step, so that what comes first may hide what comes behind."""
     monkeypatch.setattr("coordinator.actions.expire_leases.BATCH", 1)
+    monkeypatch.setattr("coordinator.actions.force_stops.BATCH", 1)
 
 
 @pytest.mark.usefixtures("one_at_a_look")
@@ -279,7 +281,7 @@ def test_steps_that_are_waited_for_do_not_hide_those_that_are_lost(later: Mill) 
     later.now(cancel_build, LOCAL, later.step(cancelled.step_id).build_id)
     later.clock.advance(10)
 
-    assert later.expire() == 1
+    assert later.now(expire_leases, later.site) == 1
 
     states = [later.step(held.step_id).state for held in (waited_for, cancelled, lost)]
     assert states == ["running", "running", "ready"]

@@ -29,6 +29,7 @@ from coordinator.actions.set_secret import set_secret as set_secret_action
 from coordinator.actions.show_artifact import show_artifact as show_artifact_action
 from coordinator.actions.show_build import show_all_rounds
 from coordinator.actions.show_build import show_build as show_build_action
+from coordinator.actions.show_cancel import show_cancel as show_cancel_action
 from coordinator.actions.show_project import show_project as show_project_action
 from coordinator.actions.show_step_log import show_step_log
 from coordinator.actions.show_workflow import show_workflow as show_workflow_action
@@ -170,6 +171,12 @@ async def cancel_build(call: Call) -> Response:
     status = shapes.build_out(build).status
     receipt = shapes.CancelOut(cancel_id=build.cancel_id or "", build_id=build.id, status=status)
     return json_answer(receipt, 202)
+
+
+async def show_cancel(call: Call) -> Response:
+    now = call.state.clock()
+    view = await call.read(show_cancel_action, call.caller, call.path["id"], now=now)
+    return json_answer(shapes.cancel_detail(view))
 
 
 async def list_artifacts(call: Call) -> Response:
@@ -474,6 +481,18 @@ ENDPOINTS: list[Endpoint] = [
         policy=_user("build:cancel"),
         ok={202: Answer("The receipt", shapes.CancelOut)},
         errors={409: error("The build has ended")},
+    ),
+    operation(
+        "GET",
+        "/api/cancels/{id}",
+        show_cancel,
+        "Get the receipt of a cancellation",
+        description="`running` until every step has ended and is confirmed, or has not been for a minute. "
+        "A step is confirmed when nobody held it, or when its runner has said that nothing of it is left.",
+        tag="Builds",
+        policy=_user("build:read"),
+        ok={200: Answer("What has become of each step that had to stop", shapes.CancelDetail)},
+        parameters={"id": "The receipt's id"},
     ),
     operation(
         "GET",

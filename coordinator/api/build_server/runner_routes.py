@@ -20,6 +20,7 @@ from coordinator.actions.complete_step import (
     require_step,
 )
 from coordinator.actions.complete_step import complete_step as complete_step_action
+from coordinator.actions.record_cleaning import record_cleaning as record_cleaning_action
 from coordinator.actions.register_runner import register_runner as register_runner_action
 from coordinator.actions.release_step import release_step as release_step_action
 from coordinator.actions.renew_leases import renew_leases, resume_attempts
@@ -38,6 +39,7 @@ from shared.paths import MAX_APPEND_BYTES, SCRIPT_DIGEST_HEADER
 from shared.protocol import (
     Acquire,
     Claims,
+    Cleaned,
     Completed,
     Completion,
     Heartbeat,
@@ -274,6 +276,18 @@ def _completed(verdict: Verdict) -> Completed:
     )
 
 
+async def record_cleaning(call: Call) -> Response:
+    await call.write(
+        record_cleaning_action,
+        call.state.site,
+        call.caller,
+        call.path["stepId"],
+        call.proof(),
+        call.body,
+    )
+    return json_answer(Ok())
+
+
 async def release_step(call: Call) -> Response:
     await call.write(
         release_step_action,
@@ -426,6 +440,17 @@ ENDPOINTS: list[Endpoint] = [
             304: Answer("Not changed"),
         },
         **{**_LEASED, "errors": {**_STALE, 416: error("The range lies outside the blob")}},
+    ),
+    operation(
+        "POST",
+        "/api/runner/{stepId}/cleaned",
+        record_cleaning,
+        "Say that what an attempt needed is gone",
+        description="Also of an attempt that has ended, or that another has replaced. "
+        "Ages are seconds before now.",
+        body=Cleaned,
+        ok={200: Answer("Written down", Ok)},
+        **_LEASED,
     ),
     operation(
         "POST",

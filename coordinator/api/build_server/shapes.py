@@ -8,6 +8,7 @@ from pydantic.alias_generators import to_camel
 
 from coordinator.actions.retry_build import StepsToRetry
 from coordinator.actions.show_build import BuildView
+from coordinator.actions.show_cancel import CancelView, StoppedStep
 from coordinator.api.endpoint import Query, QueryBool, QueryInt
 from coordinator.tables import AuditLog, Build, DockerImage, Project, Runner, Workflow
 from shared.clock import to_wire
@@ -190,6 +191,33 @@ class CancelOut(Shape):
     cancel_id: Annotated[str, Field(description="The receipt of this cancellation")]
     build_id: str
     status: str
+
+
+class CancelStepOut(Shape):
+    step_id: str
+    name: str
+    attempt: Annotated[int | None, Field(description="The attempt that had to stop, where there was one")] = (
+        None
+    )
+    runner_id: str | None = None
+    state: Annotated[str, Field(description="How the step stands, or how an earlier attempt of it ended")]
+    requested_at: Annotated[Moment, Field(description="When it was told to stop")]
+    term_at: Annotated[Moment | None, Field(description="When its processes were asked to end")] = None
+    dead_at: Annotated[Moment | None, Field(description="When the last of its processes was dead")] = None
+    cleaned_at: Annotated[
+        Moment | None, Field(description="When its container, networks, volumes and workspace were removed")
+    ] = None
+    confirmed: Annotated[bool, Field(description="Whether it is certain that nothing of it is left")]
+    leftovers: Annotated[list[str], Field(description="What its runner could not remove")]
+
+
+class CancelDetail(Shape):
+    id: str
+    build_id: str
+    requested_at: Moment
+    state: Annotated[str, Field(json_schema_extra={"enum": ["running", "done"]})]
+    confirmed: Annotated[bool, Field(description="Whether every step is confirmed")]
+    steps: list[CancelStepOut]
 
 
 class DockerImageOut(Shape):
@@ -464,6 +492,34 @@ def _attempt_out(attempt: Any, step: Any) -> AttemptOut:
         claimed_at=attempt.claimed_at,
         started_at=attempt.started_at,
         finished_at=attempt.finished_at,
+    )
+
+
+def cancel_detail(view: CancelView) -> CancelDetail:
+    return CancelDetail(
+        id=view.id,
+        build_id=view.build_id,
+        requested_at=view.requested_at,
+        state="done" if view.is_done else "running",
+        confirmed=view.is_confirmed,
+        steps=[_cancel_step_out(step) for step in view.steps],
+    )
+
+
+def _cancel_step_out(step: StoppedStep) -> CancelStepOut:
+    row = step.row
+    return CancelStepOut(
+        step_id=row.step_id,
+        name=row.name,
+        attempt=row.attempt or None,
+        runner_id=row.runner_id,
+        state=step.state,
+        requested_at=step.requested_at,
+        term_at=row.term_at,
+        dead_at=row.dead_at,
+        cleaned_at=row.cleaned_at,
+        confirmed=step.is_confirmed,
+        leftovers=row.leftovers or [],
     )
 
 

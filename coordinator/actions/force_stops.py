@@ -1,0 +1,50 @@
+"""A step that was told to stop, and whose runner does not confirm it, ends without its runner."""
+
+from datetime import datetime, timedelta
+from typing import Any
+
+from sqlmodel import Session
+
+from coordinator.actions.settle_build import settle_build
+from coordinator.rules.access import SYSTEM
+from coordinator.rules.limits import event_of_stop
+from coordinator.rules.transitions import StepEvent
+from coordinator.site import Site
+from coordinator.store import attempts, audit, builds, steps, stops
+from shared.states import StepState
+
+BATCH = 100
+UNREACHABLE_AFTER = timedelta(seconds=20)
+
+
+def force_stops(tx: Session, site: Site, *, now: datetime, since: datetime | None = None) -> int:
+    """End the steps of silent runners at once, of others when the grace and a minute are over."""
+    silent_since = now - UNREACHABLE_AFTER
+    can_tell = silent_since >= (since or site.started_at)  # who was not listened to was not silent
+    moved = 0
+    for step in stops.list_unstopped(
+        tx, now=now, silent_since=silent_since if can_tell else None, limit=BATCH
+    ):
+        moved += _force(tx, step, now=now)
+    return moved
+
+
+def _force(tx: Session, step: Any, *, now: datetime) -> int:
+    builds.lock_build(tx, step.build_id)
+    event = event_of_stop(step.cancel_reason)
+    reason = step.cancel_reason
+    if not steps.move_step(tx, step.id, event, attempt=step.attempt, finished_at=now, reason=reason):
+        return 0
+    outcome = StepState.FAILED if event is StepEvent.FAIL else StepState.CANCELLED
+    attempts.change_attempt(
+        tx,
+        step.id,
+        step.attempt,
+        outcome=outcome,
+        reason=reason,
+        finished_at=now,
+        log_size=steps.get_step(tx, step.id).log_size,
+    )
+    audit.record_step(tx, SYSTEM, "step.finished", step, now=now, state=str(outcome), reason=reason)
+    settle_build(tx, step.build_id, [step.id], reason=reason, now=now)
+    return 1
