@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from coordinator.actions.delete_expired import delete_expired
 from coordinator.actions.drop_blobs import drop_blobs
@@ -25,9 +24,11 @@ from coordinator.actions.plan_retention import plan_retention
 from coordinator.api.state import AppState
 from coordinator.errors import CoordinatorError
 from coordinator.rules.retention import Part
-from coordinator.site import Site
+from coordinator.settings import Settings
 from coordinator.store import retention
+from coordinator.store.blob_files import BlobFiles
 from coordinator.store.lanes import Lanes
+from coordinator.store.log_files import LogFiles
 from shared.clock import Clock
 
 T = TypeVar("T")
@@ -63,7 +64,9 @@ class Upkeep:
     """One run: what it works with, what it has done, and whom it tells how far it is."""
 
     lanes: Lanes
-    site: Site
+    settings: Settings
+    logs: LogFiles
+    blobs: BlobFiles
     clock: Clock
     pause_s: float = PAUSE_S
     tell: Callable[[str], None] = lambda said: None
@@ -96,7 +99,9 @@ class Upkeep:
 
     async def _expire_project(self, project: Any) -> None:
         now = self.clock()
-        plan = await self.lanes.read(partial(plan_retention, site=self.site, project=project, now=now))
+        plan = await self.lanes.read(
+            partial(plan_retention, settings=self.settings, project=project, now=now)
+        )
         for part, expiries in groupby(plan.expiries, key=lambda one: one.part):
             for batch in _batches(list(expiries), MARKS_AT_ONCE):
                 marked = await self._write(mark_expired, project, part, batch, now=now)
@@ -123,7 +128,7 @@ class Upkeep:
         """Artifacts, then logs, then the build. The files of logs go before the rows that lead to them."""
         await self._delete_rows(build, Part.ARTIFACTS)
         if build.is_whole:
-            await asyncio.to_thread(self.site.logs.remove_build, build.id)
+            await asyncio.to_thread(self.logs.remove_build, build.id)
         else:
             logs = await self.lanes.read(partial(retention.list_expired_logs, build_id=build.id))
             await asyncio.to_thread(self._remove_logs, build.id, logs)
@@ -137,10 +142,10 @@ class Upkeep:
 
     def _remove_logs(self, build_id: str, logs: list[tuple[str, int]]) -> None:
         for step_id, attempt in logs:
-            self.site.logs.remove(build_id, step_id, attempt)
+            self.logs.remove(build_id, step_id, attempt)
 
     async def _delete_tombstones(self) -> None:
-        before = self.clock() - timedelta(days=self.site.settings.retain_tombstone_days)
+        before = self.clock() - timedelta(days=self.settings.retain_tombstone_days)
         delete = partial(retention.delete_tombstones, before=before, limit=TOMBSTONES_AT_ONCE)
         while count := await self._write(delete):
             self.done.tombstones += count
@@ -149,7 +154,7 @@ class Upkeep:
 
     async def _delete_blobs(self) -> None:
         """Bytes that have been unused for long enough: first the row, after its commit the file."""
-        before = self.clock() - timedelta(hours=self.site.settings.retain_unused_hours)
+        before = self.clock() - timedelta(hours=self.settings.retain_unused_hours)
         seen = BLOBS_AT_ONCE
         while seen == BLOBS_AT_ONCE:
             gone, seen = await self._write(retention.delete_unused_blobs, before=before, limit=BLOBS_AT_ONCE)
@@ -162,7 +167,7 @@ class Upkeep:
     async def _drop(self, digests: set[str]) -> int:
         if not digests:
             return 0
-        aside = await self._write(drop_blobs, self.site, digests)
+        aside = await self._write(drop_blobs, self.blobs, digests)
         await asyncio.to_thread(_unlink_all, aside)
         return len(aside)
 
@@ -171,7 +176,7 @@ class Upkeep:
     async def _mark_uploads(self) -> None:
         """What was uploaded and never named by a completion is unused."""
         now = self.clock()
-        before = now - timedelta(hours=self.site.settings.retain_unused_hours)
+        before = now - timedelta(hours=self.settings.retain_unused_hours)
         place: tuple[str, str] | None = ("", "")
         while place is not None:
             look = partial(retention.list_unused, after=place, before=before, limit=BUILDS_AT_ONCE)
@@ -182,18 +187,18 @@ class Upkeep:
 
     async def _drop_orphans(self) -> None:
         age = {
-            "older_than_s": max(1, self.site.settings.retain_unused_hours) * 3600.0,
+            "older_than_s": max(1, self.settings.retain_unused_hours) * 3600.0,
             "now_s": time.time(),
         }
-        for digests in await asyncio.to_thread(lambda: list(self.site.blobs.list_blobs(**age))):
+        for digests in await asyncio.to_thread(lambda: list(self.blobs.list_blobs(**age))):
             for batch in _batches(digests, BLOBS_AT_ONCE):
                 known = await self.lanes.read(partial(retention.list_known_blobs, digests=batch))
                 self.done.orphans += await self._drop(set(batch) - known)
-        for build_ids in await asyncio.to_thread(lambda: list(self.site.logs.list_builds(**age))):
+        for build_ids in await asyncio.to_thread(lambda: list(self.logs.list_builds(**age))):
             for batch in _batches(build_ids, BUILDS_AT_ONCE):
                 known = await self.lanes.read(partial(retention.list_known_builds, build_ids=batch))
                 for build_id in set(batch) - known:
-                    await asyncio.to_thread(self.site.logs.remove_build, build_id)
+                    await asyncio.to_thread(self.logs.remove_build, build_id)
                     self.done.orphans += 1
 
 
@@ -212,15 +217,16 @@ async def do_upkeep(state: AppState) -> None:
     swept_at = float("-inf")
     await asyncio.sleep(FIRST_AFTER_S)
     while True:
-        upkeep = Upkeep(state.lanes, state.site, state.clock)
+        upkeep = Upkeep(state.lanes, state.settings, state.site.logs, state.site.blobs, state.clock)
         try:
             if time.monotonic() - swept_at > SWEEP_EVERY_S:
                 swept_at = time.monotonic()
                 await upkeep.sweep()
             await upkeep.expire()
-        except (CoordinatorError, OSError, SQLAlchemyError) as error:
-            # a statement that fails for one build must not end the upkeep of all others
+        except (CoordinatorError, OSError) as error:
             log.warning("upkeep_failed", cause=str(error))
+        except Exception:  # the last line of defence: one bad day must not end the upkeep for good
+            log.exception("upkeep_failed")
         if upkeep.done != Done():
             log.info("expired", **asdict(upkeep.done))
         await asyncio.sleep(EVERY_S)

@@ -1,4 +1,4 @@
-"""Settings of a project: its name, repository, default branch and default workflow."""
+"""Settings of a project: its name, repository, default branch, default workflow and retention."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -47,6 +47,8 @@ def _checked(tx: Session, site: Site, project: Project, changes: dict[str, Any])
             faults.append(Fault("name", "cannot be cleared"))
         elif value is None:
             checked[field] = None
+        elif field == "retention":
+            checked[field] = value or None
         elif field == "default_workflow_id":
             checked[field] = value
             if not _is_workflow(tx, project, value):

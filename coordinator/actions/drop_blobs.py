@@ -5,12 +5,12 @@ from pathlib import Path
 
 from sqlmodel import Session
 
-from coordinator.site import Site
 from coordinator.store import retention
+from coordinator.store.blob_files import BlobFiles
 from coordinator.store.dialect import hold_names
 
 
-def drop_blobs(tx: Session, site: Site, digests: Collection[str]) -> list[Path]:
+def drop_blobs(tx: Session, blobs: BlobFiles, digests: Collection[str]) -> list[Path]:
     """Take those of the blobs out of sight that no row names; who removes the paths frees the bytes.
 
     The same bytes may arrive in this moment: until this ends no upload of them is written down, and one
@@ -18,4 +18,4 @@ def drop_blobs(tx: Session, site: Site, digests: Collection[str]) -> list[Path]:
     """
     hold_names(tx, digests)
     unknown = sorted(set(digests) - retention.list_known_blobs(tx, digests))
-    return [path for sha256 in unknown if (path := site.blobs.set_aside(sha256)) is not None]
+    return [path for sha256 in unknown if (path := blobs.set_aside(sha256)) is not None]

@@ -18,7 +18,6 @@ from coordinator.rules.retention import (
     what_expires,
 )
 from coordinator.settings import Settings
-from coordinator.site import Site
 from coordinator.store import retention
 
 ASKED_BY_ID = 500
@@ -41,8 +40,8 @@ class Weighed:
     size: int
 
 
-def plan_retention(tx: Session, site: Site, project: Any, *, now: datetime) -> RetentionPlan:
-    rules = default_rules(site.settings).overridden_by(project.retention)
+def plan_retention(tx: Session, settings: Settings, project: Any, *, now: datetime) -> RetentionPlan:
+    rules = default_rules(settings).overridden_by(project.retention)
     if project.deleted_at is not None:
         is_over = project.deleted_at <= now - timedelta(days=DELETED_PROJECT_DAYS)
         return RetentionPlan(rules, everything(retention.list_facts(tx, project.id)) if is_over else [])

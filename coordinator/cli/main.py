@@ -9,6 +9,7 @@ COMMANDS = {
     "coordinator": ("coordinator.cli.serve", "coordinator"),
     "drill": ("coordinator.cli.drill.command", "drill"),
     "migrate": ("coordinator.cli.serve", "migrate_command"),
+    "retention": ("coordinator.cli.retention", "retention_command"),
     "runner": ("runner.cli", "runner"),
     "up": ("coordinator.cli.up", "up"),
     "watch": ("coordinator.cli.remote", "watch"),

@@ -128,6 +128,10 @@ def private_files() -> Iterator[None]:
         os.umask(before)
 
 
+class DataFolderInUse(click.ClickException):
+    """Another process has the data folder, and SQLite takes one."""
+
+
 @contextmanager
 def only_process(settings: Settings) -> Iterator[None]:
     """With SQLite one process has the data folder; a second one is told so."""
@@ -144,7 +148,7 @@ def only_process(settings: Settings) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(descriptor)
-        raise click.ClickException(
+        raise DataFolderInUse(
             f"another process uses the data folder {settings.data}: stop it or name another --data"
         ) from error
     try:
