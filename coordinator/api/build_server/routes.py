@@ -31,6 +31,7 @@ from coordinator.actions.show_build import show_all_rounds
 from coordinator.actions.show_build import show_build as show_build_action
 from coordinator.actions.show_cancel import show_cancel as show_cancel_action
 from coordinator.actions.show_project import show_project as show_project_action
+from coordinator.actions.show_retention import show_retention as show_retention_action
 from coordinator.actions.show_step_log import show_step_log
 from coordinator.actions.show_workflow import show_workflow as show_workflow_action
 from coordinator.api import streams
@@ -65,8 +66,9 @@ async def show_project(call: Call) -> Response:
 
 
 async def change_project(call: Call) -> Response:
-    changes = {name: getattr(call.body, name) for name in call.body.model_fields_set}
-    changed = await call.write(change_project_action, call.state.site, call.caller, call.path["id"], changes)
+    body: shapes.ProjectPatch = call.body
+    changes = (call.path["id"], body.changes())
+    changed = await call.write(change_project_action, call.state.site, call.caller, *changes)
     return json_answer(shapes.project_out(*changed))
 
 
@@ -95,6 +97,12 @@ async def set_secret(call: Call) -> Response:
 async def delete_secret(call: Call) -> Response:
     await call.write(delete_secret_action, call.caller, call.path["id"], call.path["name"])
     return Response(status_code=204)
+
+
+async def show_retention(call: Call) -> Response:
+    where = (call.state.settings, call.caller, call.path["id"])
+    view = await call.read(show_retention_action, *where, now=call.state.clock())
+    return json_answer(shapes.retention_out(view))
 
 
 async def list_workflows(call: Call) -> Response:
@@ -366,6 +374,16 @@ ENDPOINTS: list[Endpoint] = [
         policy=_user("secret:delete"),
         ok=_GONE,
         parameters={"name": "Name of the secret"},
+    ),
+    operation(
+        "GET",
+        "/api/projects/{id}/retention",
+        show_retention,
+        "Get what retention would let go now",
+        description="A dry run: nothing changes. What is listed goes within the next minutes.",
+        tag="Projects",
+        policy=_user("project:read"),
+        ok={200: Answer("The rules and what they let go", shapes.RetentionPlanOut)},
     ),
     operation(
         "GET",

@@ -1,5 +1,6 @@
 """What the Build Server API shows and takes: camelCase, unset fields left out."""
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ from pydantic.alias_generators import to_camel
 from coordinator.actions.retry_build import StepsToRetry
 from coordinator.actions.show_build import BuildView
 from coordinator.actions.show_cancel import CancelView, StoppedStep
+from coordinator.actions.show_retention import RetentionView
 from coordinator.api.endpoint import Query, QueryBool, QueryInt
 from coordinator.tables import AuditLog, Build, DockerImage, Project, Runner, Workflow
 from shared.clock import to_wire
@@ -20,6 +22,8 @@ Moment = Annotated[
     PlainSerializer(to_wire, return_type=str),
     WithJsonSchema({"type": "string", "format": "date-time"}, mode="serialization"),
 ]
+
+SHOWN_EXPIRIES = 1000
 
 BUILD_STATUS = {
     BuildState.CREATED: "PENDING",
@@ -70,6 +74,44 @@ class ErrorOut(Shape):
     limit: Annotated[int | None, Field(description="The limit that was reached, in bytes")] = None
 
 
+class RetentionOut(Shape):
+    """How long and how much is kept; 0 keeps for ever."""
+
+    log_days: Annotated[int | None, Field(description="Days until logs go")] = None
+    artifact_days: Annotated[int | None, Field(description="Days until artifacts go")] = None
+    build_days: Annotated[int | None, Field(description="Days until builds go")] = None
+    builds: Annotated[int | None, Field(description="How many of the newest builds are kept")] = None
+    megabytes: Annotated[int | None, Field(description="MiB of artifacts and logs that are kept")] = None
+
+
+class ExpiryOut(Shape):
+    build_id: str
+    number: Annotated[int, Field(description="The build's number")]
+    part: Annotated[
+        str,
+        Field(
+            description="What goes; a build takes its artifacts and logs along",
+            json_schema_extra={"enum": ["artifacts", "logs", "build"]},
+        ),
+    ]
+    reason: Annotated[
+        str,
+        Field(
+            description="The rule that lets it go",
+            json_schema_extra={"enum": ["age", "count", "size", "project_deleted"]},
+        ),
+    ]
+    files: Annotated[int, Field(description="How many artifacts and logs these are")]
+    bytes: Annotated[int, Field(description="Their bytes; what several builds share counts for each")]
+
+
+class RetentionPlanOut(Shape):
+    rules: Annotated[RetentionOut, Field(description="What holds: the project's own rules over the defaults")]
+    expires: Annotated[list[ExpiryOut], Field(description="The first 1000 of what goes, in this order")]
+    total: Annotated[int, Field(description="How many entries there are in all")]
+    bytes: Annotated[int, Field(description="The bytes of all of them")]
+
+
 class ProjectOut(Shape):
     id: Annotated[str, Field(description="Unique project identifier")]
     account_id: Annotated[str, Field(description="Account that owns the project")]
@@ -79,6 +121,9 @@ class ProjectOut(Shape):
         str | None, Field(description="Branch of builds that name neither branch nor commit")
     ] = None
     default_workflow_id: Annotated[str | None, Field(description="Workflow of builds that name none")] = None
+    retention: Annotated[
+        RetentionOut | None, Field(description="Rules of its own; what is not named follows the defaults")
+    ] = None
     created_at: Moment
     updated_at: Moment
 
@@ -123,6 +168,10 @@ class BuildOut(Shape):
     finished_at: Moment | None = None
     number: Annotated[int, Field(description="Counts the project's builds from 1, without gaps")]
     status_reason: Annotated[str | None, Field(description="Why the build did not succeed")] = None
+    artifacts_expired_at: Annotated[
+        Moment | None, Field(description="Artifacts made until then are gone")
+    ] = None
+    logs_expired_at: Annotated[Moment | None, Field(description="Logs begun until then are gone")] = None
     timeout_seconds: Annotated[int | None, Field(description="Time limit of the whole build")] = None
 
 
@@ -140,7 +189,7 @@ class AttemptOut(Shape):
     ] = None
     log_size: int
     log_sha256: str | None = None
-    log_state: Annotated[str, Field(json_schema_extra={"enum": ["open", "complete", "truncated"]})]
+    log_state: Annotated[str, Field(json_schema_extra={"enum": ["open", "complete", "truncated", "gap"]})]
     claimed_at: Moment
     started_at: Moment | None = None
     finished_at: Moment | None = None
@@ -287,6 +336,16 @@ class ProjectCreate(Input):
     name: Annotated[str, Field(min_length=1, max_length=100, description="Project name")]
 
 
+class RetentionIn(Input):
+    """A project's own rules, all of them; what is null or absent follows the coordinator's defaults."""
+
+    log_days: Annotated[int | None, Field(ge=0, le=36500)] = None
+    artifact_days: Annotated[int | None, Field(ge=0, le=36500)] = None
+    build_days: Annotated[int | None, Field(ge=0, le=36500)] = None
+    builds: Annotated[int | None, Field(ge=0, le=10**9)] = None
+    megabytes: Annotated[int | None, Field(ge=0, le=10**9)] = None
+
+
 class ProjectPatch(Input):
     """Only what is named is changed; null clears."""
 
@@ -294,6 +353,14 @@ class ProjectPatch(Input):
     repo_url: Annotated[str | None, Field(min_length=1, max_length=2048)] = None
     default_branch: Annotated[str | None, Field(min_length=1, max_length=244)] = None
     default_workflow_id: Annotated[str | None, Field(min_length=1, max_length=36)] = None
+    retention: RetentionIn | None = None
+
+    def changes(self) -> dict[str, Any]:
+        """The fields that are named, with their values."""
+        named = {name: getattr(self, name) for name in self.model_fields_set}
+        if self.retention is not None:
+            named["retention"] = self.retention.model_dump(exclude_none=True)
+        return named
 
 
 class SecretPut(Input):
@@ -406,6 +473,25 @@ def secret_out(row: Any) -> SecretOut:
     return SecretOut(name=row["name"], created_at=row["created_at"], updated_at=row["updated_at"])
 
 
+def retention_out(view: RetentionView) -> RetentionPlanOut:
+    return RetentionPlanOut(
+        rules=RetentionOut(**asdict(view.rules)),
+        expires=[
+            ExpiryOut(
+                build_id=one.expiry.build_id,
+                number=one.expiry.number,
+                part=one.expiry.part,
+                reason=one.expiry.why,
+                files=one.files,
+                bytes=one.size,
+            )
+            for one in view.expires[:SHOWN_EXPIRIES]
+        ],
+        total=len(view.expires),
+        bytes=view.size,
+    )
+
+
 def workflow_out(workflow: Workflow) -> WorkflowOut:
     return WorkflowOut(**workflow.model_dump(exclude={"version", "deleted_at"}))
 
@@ -439,6 +525,8 @@ def _build_fields(build: Build) -> dict[str, Any]:
         "created_at": build.created_at,
         "started_at": build.started_at,
         "finished_at": build.finished_at,
+        "artifacts_expired_at": build.artifacts_expired_at,
+        "logs_expired_at": build.logs_expired_at,
         "number": build.number,
         "status_reason": build.reason,
         "timeout_seconds": build.timeout_s,
