@@ -34,7 +34,7 @@ from coordinator.store.migrate import migrate
 from coordinator.store.project_secrets import list_key_ids
 from coordinator.store.tenants import DEFAULT_ACCOUNT, ensure_tenant
 from coordinator.upkeep import do_upkeep
-from shared.clock import Clock, utc_now
+from shared.clock import Clock, SteadyClock
 
 log = structlog.get_logger()
 
@@ -42,7 +42,9 @@ LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 ALL_ENDPOINTS = [*ENDPOINTS, *RUNNER_ENDPOINTS, *PLAIN_ENDPOINTS]
 
 
-def create_app(settings: Settings, *, database: Database | None = None, clock: Clock = utc_now) -> Starlette:
+def create_app(
+    settings: Settings, *, database: Database | None = None, clock: Clock | None = None
+) -> Starlette:
     """The whole coordinator as one ASGI application. A database that is handed in is not closed here."""
     opened = database or open_database(
         settings.database_url, readers=settings.read_lanes, writers=settings.write_lanes
@@ -50,7 +52,7 @@ def create_app(settings: Settings, *, database: Database | None = None, clock: C
     migrate(opened)
     lanes = Lanes(opened, writers=settings.write_lanes, readers=settings.read_lanes)
     try:
-        state = _make_state(settings, lanes, clock)
+        state = _make_state(settings, lanes, clock or SteadyClock())
     except UnusableKeys:
         lanes.close()
         raise
