@@ -14,8 +14,12 @@ from runner.errors import EngineUnavailable
 from runner.executor.base import Leftover
 from runner.janitor import Janitor
 from runner.journal import Journal, JournalPhase, attempt_dir
+from runner.mounts import mount_overlay, unmount
+from runner.room import Marks
 from runner.settings import Settings
+from runner.spares import Spare
 from runner.state_dir import Identity, save_identity
+from shared.protocol import Mount
 from tests.runner.claims import a_claim
 from tests.runner.state_folder import a_state_folder
 
@@ -31,6 +35,8 @@ class Engine:
         self.failures = 0
         self.asked = threading.Event()
         self.images = []
+        self.wanted = None
+        self.strays_asked = None
         self.folder = None
 
     def leftovers(self):
@@ -231,3 +237,184 @@ def test_outputs_of_a_long_collection_are_not_evicted_before_anything_names_them
 
     assert eventually(lambda: not old.exists())
     assert output.exists()
+
+
+@pytest.fixture
+def cramped(means, state):
+    """A janitor to whom every disk is too full."""
+    made = Janitor(means, state, source_bytes=2**40, marks=Marks(1, 1))
+    yield made
+    made.stop()
+
+
+def a_cache(means, state, key, *, used_ago_s=LONG_AGO_S):
+    """A published generation; returns its manifest and its layer."""
+    folder = attempt_dir(state, f"made-{key}", 1)
+    folder.mkdir(parents=True)
+    cache = means.caches.open(folder, 0, Mount(path="/cache", key=key, trust="default"))
+    (cache.path / "file").write_text(key)
+    assert means.caches.publish(cache)
+    means.trash.throw(folder)
+    manifest = state / "cache" / "keys" / f"{cache.key}.json"
+    os.utime(manifest, (time.time() - used_ago_s,) * 2)
+    return manifest
+
+
+def a_checkout(state, name, *, used_ago_s=LONG_AGO_S):
+    folder = state / "checkouts" / name
+    folder.mkdir(parents=True)
+    record = state / "sources" / f"{name}.json"
+    record.write_text('{"url": "file:///somewhere", "bytes": 4096}')
+    os.utime(record, (time.time() - used_ago_s,) * 2)
+    return folder
+
+
+def test_where_the_disk_is_full_whatever_can_be_made_again_goes(cramped, means, state, engine):
+    removed = []
+    image = Spare("image", "busybox", 0.0, 5, lambda: removed.append("busybox") or True)
+    engine.folder, engine.images = state, [image]
+    gone = [a_blob(means, b"old")[1], a_cache(means, state, "old"), a_checkout(state, "old")]
+
+    cramped.start(frozenset)
+    cramped.clean_up_soon()
+
+    assert eventually(lambda: not any(path.exists() for path in gone) and removed)
+
+
+def test_where_the_disk_is_full_what_is_needed_or_was_just_used_stays(cramped, means, state, engine):
+    engine.folder = state
+    _, young_blob = a_blob(means, b"young", used_ago_s=60)
+    collected, needed_blob = a_blob(means, b"needed")
+    young_cache = a_cache(means, state, "young", used_ago_s=60)
+    young_checkout, needed_checkout = a_checkout(state, "young", used_ago_s=60), a_checkout(state, "needed")
+    folder = left_behind(state, engine, "at-work", JournalPhase.UPLOADING, collected=[collected])
+    (folder / "workspace.json").write_text('{"pins": ["needed"]}')
+    last = a_checkout(state, "last")
+
+    cramped.start(lambda: {("at-work", 1)})
+    cramped.clean_up_soon()
+
+    assert eventually(lambda: not last.exists())
+    assert all(path.exists() for path in (young_blob, needed_blob, young_cache))
+    assert all(path.exists() for path in (young_checkout, needed_checkout))
+    assert engine.wanted == {a_claim().image}, "the images of attempts in hand are named"
+
+
+def test_layers_that_a_running_step_stands_on_survive_a_full_disk(cramped, means, state, engine):
+    a_cache(means, state, "used")
+    folder = attempt_dir(state, "reader", 1)
+    Journal.create(folder, a_claim(step_id="reader").model_dump(mode="json"))
+    reader = means.caches.open(folder, 0, Mount(path="/cache", key="used", trust="default"))
+    os.utime(state / "cache" / "keys" / f"{reader.key}.json", (0, 0))
+    gone = a_checkout(state, "gone")
+
+    cramped.start(lambda: {("reader", 1)})
+    cramped.clean_up_soon()
+
+    assert eventually(lambda: not gone.exists())
+    assert (reader.path / "file").read_text() == "used"
+    means.caches.discard(reader)
+
+
+def test_an_engine_that_is_away_does_not_keep_other_things_from_going(cramped, means, state, engine):
+    def away(wanted):
+        raise EngineUnavailable("it is away")
+
+    engine.folder, engine.spares = state, away
+    gone = a_checkout(state, "gone")
+
+    cramped.start(frozenset)
+    cramped.clean_up_soon()
+
+    assert eventually(lambda: not gone.exists())
+
+
+# --- leftovers of a former life ------------------------------------------------------------------------
+
+
+def an_overlay(state, path):
+    """A view that somebody mounted at `path` and forgot."""
+    lower, upper, work = (path.with_name(f"{path.name}.{part}") for part in ("lower", "upper", "work"))
+    for folder in (path, lower, upper, work):
+        folder.mkdir(parents=True)
+    (lower / "file").write_text("below")
+    mount_overlay(path, f"upperdir={upper},workdir={work},lowerdir={lower}")
+    assert path.is_mount()
+    return path
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting is root's")
+
+
+@needs_root
+def test_forgotten_mounts_of_attempts_that_nobody_knows_are_taken_off_at_the_start(janitor, state):
+    odd = an_overlay(state, attempt_dir(state, "over", 1) / "odd-name")
+    outside_of_attempts = an_overlay(state, state / "cache" / "half-made.view")
+
+    janitor.sweep_leftovers()
+
+    assert not odd.is_mount() and not outside_of_attempts.is_mount()
+    assert not attempt_dir(state, "over", 1).exists()
+
+
+@needs_root
+def test_mounts_of_attempts_that_go_on_stay(janitor, state, engine):
+    folder = left_behind(state, engine, "goes-on", JournalPhase.RUNNING)
+    mounted = an_overlay(state, folder / "ws")
+
+    janitor.sweep_leftovers()
+
+    assert mounted.is_mount()
+    unmount(mounted)
+
+
+@needs_root
+def test_what_the_operator_mounted_below_the_state_folder_stays(janitor, state, tmp_path):
+    own = an_overlay(tmp_path, tmp_path / "own")
+    target = state / "blobs" / "elsewhere"
+    target.mkdir()
+    mount_overlay(target, f"lowerdir={own}.lower:{own}.upper", read_only=True)
+
+    janitor.sweep_leftovers()
+
+    assert target.is_mount()
+    unmount(target)
+    unmount(own)
+
+
+@needs_root
+def test_a_mount_that_went_to_the_trash_with_its_folder_is_taken_off_there(at_work, means, state):
+    mounted = an_overlay(state, attempt_dir(state, "over", 1) / "ws")
+    means.trash.throw(mounted.parent)
+    [thrown] = means.trash.folder.iterdir()
+    assert (thrown / "ws").is_mount()
+
+    at_work().clean_up_soon()
+
+    assert eventually(lambda: not (thrown / "ws").is_mount())
+
+
+def test_half_made_folders_of_a_former_life_go_at_the_start(janitor, state):
+    half_made = [state / name for name in ("probe-1", "inputs/.part-1", "checkouts/.part-1")]
+    for folder in half_made:
+        folder.mkdir(parents=True, exist_ok=True)
+
+    janitor.sweep_leftovers()
+
+    assert not any(folder.exists() for folder in half_made)
+
+
+def test_the_folder_of_a_step_goes_with_its_last_attempt(janitor, state):
+    attempt_dir(state, "over", 1).mkdir(parents=True)
+
+    janitor.sweep_leftovers()
+
+    assert not (state / "a" / "over").exists()
+
+
+def test_what_else_the_engine_holds_for_nobody_is_asked_for_with_the_attempts_in_hand(at_work, state, engine):
+    left_behind(state, engine, "goes-on", JournalPhase.RUNNING)
+
+    at_work(("goes-on", 1)).clean_up_soon()
+
+    assert eventually(lambda: engine.strays_asked == {("goes-on", 1)})
