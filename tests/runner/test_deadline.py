@@ -2,8 +2,10 @@
 
 import json
 
+import pytest
+
 from runner import deadline
-from runner.deadline import Deadline
+from runner.deadline import Deadline, Moment, Silence
 
 
 def test_a_successor_counts_on_from_where_the_first_began():
@@ -28,3 +30,70 @@ def test_one_that_was_never_written_down_begins_now():
 
 def test_one_that_has_passed_stays_passed():
     assert Deadline.recorded(Deadline.after(-5).record(), otherwise_s=50).left_s() < 0
+
+
+def test_silence_is_counted_from_the_last_growth_of_the_log(clock):
+    silence = Silence(10, None, size=0)
+
+    clock.pass_s(9)
+    silence.look(5)
+    clock.pass_s(9)
+
+    assert not silence.is_too_long
+    clock.pass_s(1)
+    assert silence.is_too_long
+
+
+def test_silence_goes_on_over_a_restart_where_nothing_was_printed(clock):
+    written = Silence(10, None, size=7).look(7)
+    clock.pass_s(6)
+
+    taken_over = Silence(10, json.loads(json.dumps(written)), size=7)
+    clock.pass_s(4)
+
+    assert taken_over.is_too_long
+
+
+def test_silence_begins_anew_where_something_was_printed_meanwhile(clock):
+    written = Silence(10, None, size=7).look(7)
+    clock.pass_s(6)
+
+    taken_over = Silence(10, json.loads(json.dumps(written)), size=8)
+    clock.pass_s(9)
+
+    assert not taken_over.is_too_long
+
+
+def test_a_talking_step_is_written_down_seldom(clock):
+    silence, written = Silence(100, None, size=0), 0
+    for second in range(1000):
+        written += silence.look(second) is not None
+        clock.pass_s(1)
+
+    assert 10 <= written <= 41
+
+
+def test_an_age_grows_and_survives_until_the_machine_boots(clock, monkeypatch):
+    said = json.loads(json.dumps(Moment.now().record()))
+    clock.pass_s(5)
+
+    assert Moment.recorded(said).age_s() == 5
+    monkeypatch.setattr(deadline, "boot_id", lambda: "another boot")
+    assert Moment.recorded(said) is None
+    assert Moment.recorded(None) is None
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The clock that counts from the machine's boot, in the test's hands."""
+    clock = Clock()
+    monkeypatch.setattr(deadline, "boot_s", lambda: clock.s)
+    return clock
+
+
+class Clock:
+    def __init__(self):
+        self.s = 1000.0
+
+    def pass_s(self, seconds):
+        self.s += seconds
