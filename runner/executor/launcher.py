@@ -31,7 +31,7 @@ trap : TERM INT HUP
 exec </dev/null
 if [ -x /bin/bash ]; then s=/bin/bash; else s=/bin/sh; fi
 if [ -e @/secrets ]; then
-    { [ -s @/secrets ] && [ -r @/secrets ] && . @/secrets; } || { echo 'secrets unreadable' >&2; exit 125; }
+    { [ -f @/secrets ] && [ -s @/secrets ] && . @/secrets; } || { echo 'secrets unreadable' >&2; exit 125; }
     true 2>/dev/null >@/secrets
 fi
 has() { PATH=$PATH:/usr/bin:/bin command -v "$1" >/dev/null 2>&1; }

@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from coordinator.actions.create_project import create_project
+from coordinator.actions.set_secret import set_secret
+from coordinator.app import create_app
 from coordinator.cli.main import main
 from coordinator.cli.serve import address_of, listening
+from coordinator.rules.access import Audience, Caller
 from coordinator.settings import Settings
+from shared.clock import utc_now
 
 
 @pytest.fixture
@@ -101,6 +106,24 @@ def test_a_data_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 
     assert answer.exit_code == 1
     assert answer.output == f"Error: cannot make the data folder {tmp_path / 'file'}: File exists\n"
+
+
+def test_the_lack_of_the_key_of_stored_secrets_is_one_line_at_the_start(tmp_path: Path) -> None:
+    app = create_app(Settings(data=tmp_path))
+    lanes, site = app.state.coordinator.lanes, app.state.coordinator.site
+    caller, now = Caller("local", Audience.USER), utc_now()
+    project, _ = lanes.write_and_wait(lambda tx: create_project(tx, caller, account="a", name="p", now=now))
+    lanes.write_and_wait(
+        lambda tx: set_secret(tx, site, caller, project.id, name="TOKEN", value="a value", now=now)
+    )
+    lanes.close()
+    (tmp_path / "keys" / "secrets-key").unlink()
+
+    answer = buildmill("coordinator", "--data", str(tmp_path), "--port", "0")
+
+    assert answer.exit_code == 1
+    assert answer.output.count("\n") == 1
+    assert "secrets-key is missing" in answer.output
 
 
 @pytest.mark.parametrize(
