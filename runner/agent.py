@@ -45,6 +45,7 @@ class Agent:
         *,
         slots: int,
         labels: list[str],
+        only_labelled: bool = False,
         platform: str,
         version: str,
         once: bool,
@@ -53,6 +54,7 @@ class Agent:
         self._means = means
         self._state = state
         self._labels = labels
+        self._only_labelled = only_labelled
         self._platform = platform
         self._version = version
         self._once = once
@@ -196,6 +198,7 @@ class Agent:
             session=self._session,
             slots=max(1, slots),
             labels=self._labels,
+            only_labelled=self._only_labelled,
             platform=self._platform,
             version=self._version,
             wait=ONCE_WAIT_S if self._once else WAIT_S,

@@ -66,6 +66,11 @@ Connect = Callable[[str, str], Client]  # the coordinator's address and the runn
     "--labels", help="Labels that steps may ask for, separated by commas; kept from the first start on."
 )
 @click.option(
+    "--only-labelled/--no-only-labelled",
+    default=None,
+    help="Take none of the steps that ask for no label (default: no).",
+)
+@click.option(
     "--executor",
     type=click.Choice(["docker", "process"]),
     help="docker isolates each step (default); process isolates nothing and needs no engine.",
@@ -173,6 +178,7 @@ def make_agent(settings: Settings, *, once: bool = False, connect: Connect = Cli
         state,
         slots=settings.slots,
         labels=settings.label_list,
+        only_labelled=settings.only_labelled,
         platform=f"{platform.system()}-{platform.machine()}".lower(),
         version=_version(),
         once=once,

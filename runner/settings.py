@@ -19,6 +19,7 @@ class Settings(BaseSettings):
     name: Annotated[str, Field(description="Name of the runner; the machine's when empty")] = ""
     slots: Annotated[int, Field(ge=1, le=64, description="How many steps run at once")] = 2
     labels: Annotated[str, Field(description="Labels of the runner, separated by commas")] = ""
+    only_labelled: Annotated[bool, Field(description="Take none of the steps that ask for no label")] = False
     executor: Annotated[
         Literal["docker", "process"],
         Field(description="`docker` isolates each step; `process` isolates nothing"),

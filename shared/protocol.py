@@ -14,7 +14,6 @@ from shared.reasons import Reason
 
 PROTOCOL_VERSION = 1
 MAX_AGE_S = 366 * 24 * 3600
-MAX_AGE_S = 366 * 24 * 3600
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Label = Annotated[str, Field(min_length=1, max_length=64)]
 RequestId = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
@@ -79,12 +78,16 @@ class Registered(Reply):
 
 
 class Acquire(Message):
-    """A runner asks for up to `slots` steps, and may wait for the first of them."""
+    """A runner asks for up to `slots` steps, and may wait for the first of them.
+
+    `only_labelled`: none of the steps that ask for no label.
+    """
 
     request_id: RequestId
     session: RequestId
     slots: Annotated[int, Field(ge=1, le=64)] = 1
     labels: Annotated[list[Label], Field(max_length=64)] = []
+    only_labelled: bool = False
     platform: Annotated[str, Field(max_length=64)] = ""
     version: Annotated[str, Field(max_length=64)] = ""
     wait: Annotated[int, Field(ge=0, le=25)] = 0

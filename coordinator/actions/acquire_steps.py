@@ -76,6 +76,7 @@ def _claim(tx: Session, runner: Any, said: Acquire, *, now: datetime) -> list[An
         runner_id=runner.id,
         request_id=said.request_id,
         labels=labels,
+        only_labelled=said.only_labelled,
         limit=said.slots,
         now=now,
     )

@@ -80,6 +80,7 @@ def _build_claim() -> UpdateBase:
         .where(
             STEPS.c.state == StepState.READY,
             or_(STEPS.c.not_before.is_(None), STEPS.c.not_before <= now),
+            STEPS.c.label_count >= bindparam("fewest_labels", type_=Integer()),
             or_(STEPS.c.label_count == 0, ~lacks_label),
         )
         .order_by(STEPS.c.ready_at, STEPS.c.id)
@@ -155,10 +156,17 @@ def list_steps(tx: Session, build_id: str) -> list[Row[Any]]:
 
 
 def claim_steps(
-    tx: Session, *, runner_id: str, request_id: str, labels: Sequence[str], limit: int, now: datetime
+    tx: Session,
+    *,
+    runner_id: str,
+    request_id: str,
+    labels: Sequence[str],
+    only_labelled: bool,
+    limit: int,
+    now: datetime,
 ) -> list[Row[Any]]:
     """Give up to `limit` ready steps to this runner, each with a new attempt, oldest first."""
-    which = {"now": now, "labels": list(labels), "most": limit}
+    which = {"now": now, "labels": list(labels), "fewest_labels": int(only_labelled), "most": limit}
     values = as_new({"runner_id": runner_id, "request_id": request_id})
     claimed = tx.connection().execute(_CLAIM, which | values).all()
     return sorted(claimed, key=lambda step: (step.ready_at, step.id))

@@ -189,6 +189,16 @@ def test_a_runner_gets_steps_whose_labels_it_has_all(
 
 
 @pytest.mark.threat("I09")
+def test_a_runner_for_labelled_steps_gets_none_that_ask_for_no_label(mill: Mill) -> None:
+    mill.a_build([a_step("for-anybody"), a_step("for-gpus", labels=["gpu"])])
+    runner = mill.a_runner("gpu")
+
+    claimed = mill.acquire(runner, slots=5, labels=["gpu"], only_labelled=True)
+
+    assert [held.claim.name for held in claimed] == ["for-gpus"]
+    assert [held.claim.name for held in mill.acquire(runner, slots=5)] == ["for-anybody"]
+
+
 def test_a_label_that_was_not_given_at_registration_does_not_count(mill: Mill) -> None:
     mill.a_build([a_step("test", labels=["privileged"])])
 

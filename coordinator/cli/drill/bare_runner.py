@@ -55,6 +55,7 @@ class BareRunner:
             session=self.session,
             slots=slots,
             labels=[self._label],
+            only_labelled=True,
             wait=wait_s,
         )
         answer = self._send("POST", paths.ACQUIRE, content=_json(said), headers=_JSON)

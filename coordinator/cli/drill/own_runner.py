@@ -25,7 +25,7 @@ class OwnRunner:
     ) -> None:
         self.name = name
         self.state = state
-        self._options = ["--name", name, "--state", str(state), "--labels", label]
+        self._options = ["--name", name, "--state", str(state), "--labels", label, "--only-labelled"]
         self._options += ["--executor", executor, "--slots", str(slots)]
         if token_file is not None:
             self._options += ["--token-file", str(token_file)]
