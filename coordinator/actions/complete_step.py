@@ -7,11 +7,11 @@ from typing import Any
 
 from sqlmodel import Session
 
-from coordinator.actions.append_log import store_log
+from coordinator.actions.append_log import end_with_gap, store_log
 from coordinator.actions.leased_step import LeaseProof, get_attempt, hold_attempt
 from coordinator.actions.revive_step import revive_step
 from coordinator.actions.settle_build import settle_build
-from coordinator.actions.show_build import get_visible_build
+from coordinator.actions.show_build import get_visible_build, get_visible_step
 from coordinator.errors import (
     Invalid,
     Leased,
@@ -88,6 +88,9 @@ def complete_step(
         revive_step(tx, caller, step, now=now)
         step = steps.get_step(tx, step.id)
     _require_whole_log(tx, step, said, sealed)
+    if said.log_gap and said.log_size is None:
+        end_with_gap(tx, site, step, now=now)
+        step = steps.get_step(tx, step_id)
     if said.status == "success":
         _require_within_limits(site, said)
         _require_outputs(tx, step, said)
@@ -96,7 +99,7 @@ def complete_step(
 
 def require_step(tx: Session, caller: Caller, step_id: str) -> None:
     """NotFound, unless there is such a step and the caller may see it."""
-    _require_visible(tx, caller, steps.get_step(tx, step_id))
+    get_visible_step(tx, caller, step_id)
 
 
 def complete_bare_step(
@@ -380,6 +383,7 @@ def _end_attempt(
         finished_at=now,
         log_size=step.log_size,
         log_sha256=sealed.sha256 if sealed and sealed.size == step.log_size else None,
+        has_gap=bool(said.log_gap),
     )
 
 
