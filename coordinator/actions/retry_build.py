@@ -35,8 +35,8 @@ def retry_build(
     Of two retries at the same moment the second finds nothing left to run again.
     """
     build = _hold_build(tx, caller, build_id)
+    _require_retryable(build)
     current = steps.list_steps(tx, build_id)
-    _require_retryable(build, current)
     arrows = steps.list_dependencies(tx, build_id)
     again = _to_run_again(current, arrows, which)
     _require_any(again, which)
@@ -74,13 +74,12 @@ def _hold_build(tx: Session, caller: Caller, build_id: str) -> Build:
     return get_visible_build(tx, caller, build_id)
 
 
-def _require_retryable(build: Build, current: Sequence[Any]) -> None:
-    if build.state == BuildState.CREATED:
+def _require_retryable(build: Build) -> None:
+    state = BuildState(build.state)
+    if state is BuildState.CREATED:
         raise Conflict("the build has not been started")
-    is_stopping = any(
-        row.cancel_requested_at is not None and not StepState(row.state).is_final for row in current
-    )
-    if build.state == BuildState.CANCELLING or is_stopping:
+    # a build that has not ended and knows its reason has run out of time
+    if state is BuildState.CANCELLING or (build.reason is not None and not state.is_final):
         raise Conflict("the build is being stopped; it can be retried when it has ended")
 
 
@@ -187,7 +186,6 @@ def _insert_rows(
                 "label_count": row.label_count,
                 "dependency_count": row.dependency_count,
                 "exclusive": row.exclusive,
-                "queue_limit_s": row.queue_limit_s,
                 "queue_limit_s": row.queue_limit_s,
                 **steps.never_claimed(is_ready=is_ready, now=now),
             }

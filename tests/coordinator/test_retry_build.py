@@ -17,8 +17,9 @@ from coordinator.actions.retry_build import StepsToRetry, retry_build
 from coordinator.actions.show_artifact import show_artifact
 from coordinator.actions.show_build import BuildView, show_all_rounds
 from coordinator.actions.show_step_log import show_step_log
+from coordinator.actions.stop_overdue_builds import stop_overdue_builds
 from coordinator.errors import Conflict, CoordinatorError, NotFound, StaleAttempt
-from coordinator.store import builds, steps
+from coordinator.store import builds, steps, stops
 from coordinator.tables import Build, Step, StepAttempt, StepLabel, table_of
 from shared.protocol import Action, Completion
 from tests.factories import LOCAL, Api, Held, MadeBuild, Mill, a_spec, a_step, together
@@ -126,7 +127,14 @@ def test_a_fresh_row_is_what_the_step_was_when_the_build_was_made(mill: Mill) ->
     spec = [
         a_step("base"),
         a_step("odd", labels=["b", "a"], exclusive=True, env={"A": "1"}, timeoutSeconds=7),
-        a_step("behind", ["base", "odd"], user="image", network="none", outputPaths=["out"]),
+        a_step(
+            "behind",
+            ["base", "odd"],
+            user="image",
+            network="none",
+            outputPaths=["out"],
+            queueTimeoutSeconds=90,
+        ),
     ]
     build = mill.a_build(spec)
     made = rows(mill, build)
@@ -396,6 +404,50 @@ def test_a_build_that_is_being_cancelled_is_not_retried_until_it_has_ended(mill:
     assert run(mill) == ["runs", "waits"]
     assert mill.build(build.id).state == "succeeded"
     assert first
+
+
+def test_a_build_that_is_out_of_time_is_not_retried_until_it_has_ended_and_then_has_its_time_again(
+    mill: Mill,
+) -> None:
+    build = mill.a_build(a_spec(runs=[], waits=["runs"]), timeout_seconds=300)
+    held = acquire(mill)["runs"]
+    mill.start(held)
+    assert overdue(mill) == 0
+    mill.clock.advance(301)
+    assert overdue(mill) == 1
+
+    with pytest.raises(Conflict, match="being stopped"):
+        retry(mill, build)
+    mill.complete(held, "failed", reason="cancelled")
+    assert mill.build(build.id).reason == "build_timeout"
+    retry(mill, build)
+
+    held = acquire(mill)["runs"]
+    assert overdue(mill) == 0
+    mill.clock.advance(299)
+    assert overdue(mill) == 0
+    mill.complete(held)
+    assert run(mill) == ["waits"]
+    assert mill.build(build.id).state == "succeeded"
+
+
+def overdue(mill: Mill) -> int:
+    return mill.now(stop_overdue_builds, mill.site)
+
+
+def test_a_step_that_is_out_of_time_is_carried_and_fails_the_new_round(mill: Mill) -> None:
+    build = mill.a_build([a_step("bad"), a_step("slow", timeoutSeconds=7)])
+    held = acquire(mill)
+    mill.start(held["slow"])
+    end(mill, held["bad"], failing=["bad"])
+    mill.tx(stops.request_stop, held["slow"].step_id, 1, reason="timeout", now=mill.clock())
+
+    retry(mill, build)
+    assert run(mill) == ["bad"]
+    mill.complete(held["slow"], "failed", reason="timeout")
+
+    assert (mill.build(build.id).state, mill.build(build.id).reason) == ("failed", "timeout")
+    assert rounds_of(mill, build) == {"bad": 2, "slow": 2}
 
 
 def test_a_round_is_cancelled_without_touching_the_rows_of_earlier_ones(mill: Mill) -> None:
