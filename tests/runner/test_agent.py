@@ -27,6 +27,7 @@ class Polled(Coordinator):
         super().__init__()
         self.claims = []
         self.orders = {}
+        self.secrets = {}
         self.requests = []
         self.resumed = []
         self.heartbeats = []
@@ -55,6 +56,7 @@ class Polled(Coordinator):
                     "stepId": one["stepId"],
                     "attempt": one["attempt"],
                     "action": self.orders.get(one["stepId"], "continue"),
+                    "secrets": self.secrets.get(one["stepId"], {}) if verb == "resume" else {},
                 }
                 for one in told
             ]
@@ -270,3 +272,38 @@ def test_a_claim_that_arrives_when_the_pause_has_begun_goes_back(new_agent, coor
 
     assert "release" in coordinator.asked
     assert "complete" not in coordinator.asked
+
+
+@pytest.mark.threat("G08")
+def test_secrets_are_in_the_claim_and_never_in_the_journal(new_agent, coordinator, state):
+    canary = "canary-1123581321"
+    claim = a_claim('test "$TOKEN" && echo "$TOKEN"', secret_names=["TOKEN"], secrets={"TOKEN": canary})
+    coordinator.claims = [[claim]]
+    journals = []
+
+    def look():
+        journals.append((attempt_dir(state, "step-1", 1) / "journal.json").read_text())
+        return coordinator._yes("start", None)
+
+    coordinator.answers["start"] = [look]
+    new_agent(once=True).run()
+
+    assert coordinator.completions[0]["status"] == "success"
+    assert b"\n***\n" in coordinator.log
+    assert canary not in journals[0] and '"TOKEN"' in journals[0]
+
+
+@pytest.mark.threat("G10")
+def test_an_adopted_attempt_is_masked_with_what_resume_hands_out_again(new_agent, coordinator, state):
+    canary = "canary-1123581321"
+    folder = attempt_dir(state, "step-1", 1)
+    claim = a_claim("echo", secret_names=["TOKEN"])
+    Journal.create(folder, claim.model_dump(mode="json", exclude={"secrets"}))
+    coordinator.secrets = {"step-1": {"TOKEN": canary}}
+    (folder / "script.sh").write_text('echo "$TOKEN"\n')
+
+    new_agent(once=True).run()
+
+    assert coordinator.completions[0]["status"] == "success"
+    assert b"***\n" in coordinator.log
+    assert canary.encode() not in coordinator.log

@@ -16,11 +16,13 @@ from runner import deadline
 from runner.attempt import Attempt
 from runner.cli import make_agent
 from runner.client import Client, Proof
+from runner.errors import StepError
 from runner.journal import Journal, JournalPhase, attempt_dir
 from runner.mounts import unmount
 from runner.settings import Settings
 from runner.state_dir import Identity, save_identity
 from runner.step_run import StepRun
+from shared.reasons import Reason
 from tests.runner.claims import a_claim
 from tests.runner.state_folder import a_state_folder, needs_root
 from tests.trip.faults import verb_of
@@ -441,3 +443,110 @@ def test_a_cancellation_is_heard_while_outputs_are_uploaded(run, coordinator, at
 
     assert coordinator.asked.count("put_blob") == 1
     assert [said["reason"] for said in coordinator.completions] == ["cancelled"]
+
+
+CANARY = "canary-2718281828"
+
+
+def holders_of(text, folder):
+    """The files below `folder` that hold it."""
+    found = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    return [str(path.relative_to(folder)) for path in found if text.encode() in path.read_bytes()]
+
+
+@pytest.mark.threat("G03")
+@pytest.mark.threat("G08")
+def test_a_secret_reaches_the_script_and_neither_the_log_nor_the_disk(run, coordinator, attempt, state):
+    attempt.secrets = {"TOKEN": CANARY}
+    seen = []
+    coordinator.answers["complete"] = [
+        lambda: seen.append(holders_of(CANARY, state)) or refusal(503, "later")
+    ]
+    spellings = 'echo "$TOKEN"; printf %s "$TOKEN" | base64; printf %s "$TOKEN" | od -An -tx1 | tr -d " \\n"'
+
+    run(f'test "$TOKEN" = {CANARY[:6]}"{CANARY[6:]}"; {spellings}; echo; echo done', secret_names=["TOKEN"])
+
+    assert coordinator.completions[-1]["status"] == "success"
+    assert coordinator.log.splitlines().count(b"***") == 3, coordinator.log
+    assert seen == [["a/step-1/1/log"]]  # what the step itself printed, until the attempt is removed
+    assert holders_of(CANARY, state) == []
+
+
+@pytest.mark.threat("G02")
+def test_each_line_of_a_secret_is_masked(run, coordinator, attempt):
+    attempt.secrets = {"KEY": "-----BEGIN KEY-----\nfirst line of it\nsecond line\n-----END KEY-----\n"}
+
+    run('echo "$KEY"; echo "$KEY" | sed "s/^/    /"; echo "$KEY" | sed "s/$/\\r/"', secret_names=["KEY"])
+
+    assert b"first line" not in coordinator.log
+    assert b"second line" not in coordinator.log
+
+
+@pytest.mark.threat("G05")
+def test_a_secret_that_is_too_short_is_named_and_not_masked(run, coordinator, attempt):
+    attempt.secrets = {"PIN": "987", "TOKEN": CANARY}
+
+    run('echo "pin $PIN"; echo "token $TOKEN"', secret_names=["PIN", "TOKEN"])
+
+    assert b"warning: secret PIN is shorter than 4 bytes and is not masked" in coordinator.log
+    assert b"\npin 987\n" in coordinator.log
+    assert b"\ntoken ***\n" in coordinator.log
+
+
+@pytest.mark.threat("G08")
+def test_what_we_say_of_outputs_is_masked_too(run, coordinator, attempt):
+    attempt.secrets = {"TOKEN": CANARY}
+
+    run('mkdir out; mkfifo "out/$TOKEN"', output_paths=["out", f"{CANARY}/x"], secret_names=["TOKEN"])
+
+    (said,) = coordinator.completions
+    assert said["reason"] == "output_missing"
+    assert said["detail"] == "missing: ***/x"
+    assert b"out/***" in coordinator.log
+    assert CANARY.encode() not in coordinator.log
+
+
+def test_an_error_that_was_cut_shows_no_half_of_a_secret(run, coordinator, attempt, means, monkeypatch):
+    attempt.secrets = {"TOKEN": CANARY}
+    text = "x" * 3990 + CANARY
+
+    def fail(*_args, **_more):
+        raise StepError(Reason.BAD_CONFIG, text)
+
+    monkeypatch.setattr(means.executor, "create", fail)
+    run("true", secret_names=["TOKEN"])
+
+    assert "canary" not in coordinator.completions[0]["detail"]
+    assert b"canary" not in coordinator.log
+
+
+@pytest.mark.threat("G10")
+def test_without_its_secrets_nothing_is_begun_and_not_a_byte_of_the_log_is_sent(
+    run, coordinator, attempt, state
+):
+    run(f"touch {state}/ran", secret_names=["TOKEN"])
+
+    (said,) = coordinator.completions
+    assert (said["reason"], said["infra"]) == ("internal", True)
+    assert not (state / "ran").exists()
+    assert "log" not in coordinator.asked
+
+
+@pytest.mark.threat("G10")
+def test_a_step_that_ran_is_told_without_its_log_when_its_secrets_are_not_to_be_had(
+    run, coordinator, attempt, state
+):
+    folder = attempt_dir(state, "step-1", 1)
+    claim = a_claim('echo "$TOKEN"', secret_names=["TOKEN"]).model_dump(mode="json")
+    journal = Journal.create(folder, claim)
+    (folder / "log").write_text(f"{CANARY}\n")
+    ended = {"rc": 3, "code": 3, "oom": False, "reason": None, "detail": CANARY}
+    journal.advance(JournalPhase.EXITED, ended=ended, code=3)
+
+    run()
+
+    (said,) = coordinator.completions
+    assert (said["status"], said["exitCode"]) == ("failed", 3)
+    assert "logSize" not in said
+    assert CANARY not in json.dumps(said)
+    assert "log" not in coordinator.asked
