@@ -186,7 +186,8 @@ class DockerExecutor:
         launcher.make_attempt_files(job.attempt_dir)
         image = self._find_image(_plain(job.image))
         if image is None:
-            raise StepError(Reason.IMAGE_NOT_FOUND, f"{job.image} is not on this machine")
+            # Not the user's fault: it was here when the step began to be prepared.
+            raise StepError(Reason.DAEMON_ERROR, f"{job.image} was removed from this machine meanwhile")
         self._create_container(job, image["Id"])
         return Created(container=job.name, image_digest=_digest_of(image))
 

@@ -72,12 +72,15 @@ class Housekeeping:
 
     def _has_other_names(self, found: Mapping[str, Any], reference: str) -> bool:
         """An image under further names is somebody's; ours alone would set nothing free."""
-        others = [name for name in found.get("RepoTags") or [] if name != with_tag(reference)]
-        return any(self._images.find(name) is None for name in others)
+        ours = {with_tag(image.reference) for image in self._images.longest_unused_first()}
+        own_repository = repository_of(with_tag(reference))
+        tags = [name for name in found.get("RepoTags") or [] if name not in ours]
+        digests = [name for name in found.get("RepoDigests") or [] if repository_of(name) != own_repository]
+        return bool(tags) or any(repository_of(name) not in map(repository_of, ours) for name in digests)
 
     def _remove(self, image: PulledImage) -> bool:
         now = self._images.find(image.reference)
-        if now is None or now.used_at != image.used_at:
+        if now is None or now.used_at != image.used_at or image.id in self._ids_in_use():
             return False
         with _asking():
             try:
@@ -151,10 +154,18 @@ class Housekeeping:
 
 
 def with_tag(reference: str) -> str:
-    """The reference as the engine lists it: with `latest` where it says nothing."""
-    if "@" in reference or ":" in reference.rpartition("/")[2]:
-        return reference
-    return f"{reference}:latest"
+    """The reference as the engine lists it: without the common host, with `latest` where it says nothing."""
+    name = reference.removeprefix("docker.io/").removeprefix("library/")
+    if "@" in name or ":" in name.rpartition("/")[2]:
+        return name
+    return f"{name}:latest"
+
+
+def repository_of(reference: str) -> str:
+    """The reference without its tag and its digest."""
+    name = reference.partition("@")[0]
+    head, slash, last = name.rpartition("/")
+    return f"{head}{slash}{last.partition(':')[0]}"
 
 
 def _key_of(labels: Mapping[str, str] | None) -> Key | None:
