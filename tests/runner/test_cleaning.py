@@ -112,7 +112,7 @@ def in_created(coordinator, attempt, state, begin, silent):
         attempt.cancel("cancelled")
         return httpx.Response(503)
 
-    coordinator.answers["start"] = [tell]
+    coordinator.answers["start"] = [tell, *[httpx.Response(503)] * 100]
     return {}
 
 
@@ -205,6 +205,8 @@ def test_a_cancel_is_heard_in_every_phase_and_leaves_nothing(
     assert coordinator.asked.index("complete") < coordinator.asked.index("cleaned")
     if phase is not in_completing:
         assert [said["reason"] for said in coordinator.completions] == ["cancelled"]
+    if phase is in_collecting:
+        assert b"uploading" not in coordinator.log
     if phase in PHASES[:4]:
         assert not (state / "ran").exists()
 
