@@ -77,6 +77,31 @@ class Prepared:
         return found
 
 
+def run_plainly(tx: Session, sql: str) -> None:
+    """A statement without parameters and without an answer."""
+    dialect, driver = tx.connection().dialect, tx.connection().connection.dbapi_connection
+    error_type: type[Exception] = dialect.dbapi.Error  # type: ignore[union-attr]
+    try:
+        driver.cursor().execute(sql)  # type: ignore[union-attr]
+    except error_type as error:
+        raise _as_the_library_says(error, error_type, sql, None, dialect) from error
+
+
+def _as_the_library_says(
+    error: Exception, error_type: type[Exception], sql: str, parameters: Any, dialect: Dialect
+) -> BaseException:
+    """An error of the driver as the library would have raised it."""
+    return DBAPIError.instance(
+        sql,
+        parameters,
+        error,
+        error_type,
+        hide_parameters=True,
+        connection_invalidated=dialect.is_disconnect(error, None, None),  # type: ignore[arg-type]
+        dialect=dialect,
+    )
+
+
 class _Compiled:
     """A statement in the words of one database."""
 
@@ -111,7 +136,7 @@ class _Compiled:
         try:
             cursor.execute(self._sql, parameters)
         except self._error as error:
-            raise self._said(error, parameters) from error
+            raise _as_the_library_says(error, self._error, self._sql, parameters, self._dialect) from error
         return cursor
 
     def execute_many(self, tx: Session, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -120,7 +145,7 @@ class _Compiled:
         try:
             cursor.executemany(self._sql, parameters)
         except self._error as error:
-            raise self._said(error, parameters) from error
+            raise _as_the_library_says(error, self._error, self._sql, parameters, self._dialect) from error
 
     def _parameters(self, values: Mapping[str, Any]) -> Any:
         if values.keys() != self._required:
@@ -129,18 +154,6 @@ class _Compiled:
         for name, process in self._processors.items():
             filled[name] = process(filled[name])
         return self._pick(filled)
-
-    def _said(self, error: Exception, parameters: Any) -> BaseException:
-        """The error as the library would have raised it."""
-        return DBAPIError.instance(
-            self._sql,
-            parameters,
-            error,
-            self._error,
-            hide_parameters=True,
-            connection_invalidated=self._dialect.is_disconnect(error, None, None),  # type: ignore[arg-type]
-            dialect=self._dialect,
-        )
 
 
 def _picker(order: list[str] | None) -> Callable[[dict[str, Any]], Any]:

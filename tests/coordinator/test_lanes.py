@@ -20,6 +20,7 @@ from tests.fakes import MORNING
 
 TENANTS = table_of(Tenant)
 TIME_LIMIT = 20.0
+SHORT_OR_NOT = pytest.mark.parametrize("short", [False, True], ids=["long", "short"])
 
 
 def store(name: str) -> Callable[[Session], str]:
@@ -50,12 +51,13 @@ class Gate:
         assert await asyncio.to_thread(self.reached.wait, TIME_LIMIT)
 
 
-async def as_one_group(lanes: Lanes, *actions: Callable[[Session], Any]) -> list[Any]:
+async def as_one_group(lanes: Lanes, *actions: Callable[[Session], Any], short: bool = False) -> list[Any]:
     """Hand in all actions while the lane is held, so that one writer finds them waiting together."""
     gate = Gate()
     held = asyncio.create_task(lanes.write(gate))
     await gate.is_reached()
-    waiting = [asyncio.create_task(lanes.write(action)) for action in actions]
+    write = lanes.write_shortly if short else lanes.write
+    waiting = [asyncio.create_task(write(action)) for action in actions]
     await asyncio.sleep(0)  # each task hands its action in and waits
     gate.opened.set()
     answers = await asyncio.gather(held, *waiting, return_exceptions=True)
@@ -88,13 +90,16 @@ async def test_no_answer_is_given_before_the_commit_of_its_group(lanes: Lanes, d
     assert "early" in stored_in(database)
 
 
-async def test_a_failing_action_does_not_touch_its_neighbours(lanes: Lanes, database: Database) -> None:
+@SHORT_OR_NOT
+async def test_a_failing_action_does_not_touch_its_neighbours(
+    lanes: Lanes, database: Database, short: bool
+) -> None:
     def refuses(tx: Session) -> None:
         store("refused")(tx)
         raise Conflict("no")
 
     await lanes.write(store("one"))
-    answers = await as_one_group(lanes, refuses, store("two"), store("one"), store("three"))
+    answers = await as_one_group(lanes, refuses, store("two"), store("one"), store("three"), short=short)
 
     assert isinstance(answers[0], Conflict)
     assert answers[1] == "two"
@@ -132,22 +137,28 @@ async def test_an_action_sees_no_object_of_the_one_before(lanes: Lanes, database
     assert seen == "one"
 
 
-async def test_an_unforeseen_error_reaches_its_own_caller_only(lanes: Lanes, database: Database) -> None:
+@SHORT_OR_NOT
+async def test_an_unforeseen_error_reaches_its_own_caller_only(
+    lanes: Lanes, database: Database, short: bool
+) -> None:
     def breaks(tx: Session) -> None:
         raise ZeroDivisionError
 
-    answers = await as_one_group(lanes, store("one"), breaks, store("two"))
+    answers = await as_one_group(lanes, store("one"), breaks, store("two"), short=short)
 
     assert isinstance(answers[1], ZeroDivisionError)
     assert stored_in(database) == {"one", "two"}
 
 
 @ON_SQLITE
-async def test_a_lost_transaction_refuses_its_whole_group(lanes: Lanes, database: Database) -> None:
+@SHORT_OR_NOT
+async def test_a_lost_transaction_refuses_its_whole_group(
+    lanes: Lanes, database: Database, short: bool
+) -> None:
     def loses(tx: Session) -> None:
         tx.connection().connection.cursor().execute("ROLLBACK")
 
-    answers = await as_one_group(lanes, store("one"), loses, store("two"))
+    answers = await as_one_group(lanes, store("one"), loses, store("two"), short=short)
 
     assert [type(answer) for answer in answers] == [Unavailable] * 3
     assert stored_in(database) == set()
@@ -190,7 +201,7 @@ async def test_two_that_wait_for_each_other_both_succeed_in_the_end(lanes: Lanes
         lanes.write(touch("left", "right")), lanes.write(touch("right", "left")), return_exceptions=True
     )
 
-    assert answers == [None, None]
+    assert list(answers) == [None, None]
 
 
 def test_many_writers_lose_no_change(lanes: Lanes, database: Database) -> None:
@@ -258,3 +269,58 @@ async def test_a_fault_of_the_library_costs_its_job_and_not_the_lane(lanes: Lane
         await lanes.write(break_it)
 
     assert await lanes.write(lambda tx: 7) == 7
+
+
+@ON_SQLITE
+async def test_short_actions_run_in_the_event_loop_and_long_ones_never(lanes: Lanes) -> None:
+    def thread(tx: Session) -> int:
+        return threading.get_ident()
+
+    here = threading.get_ident()
+    alone = await lanes.write_shortly(thread)
+    together_ = await asyncio.gather(*[lanes.write_shortly(thread) for _ in range(5)])
+    mixed = await asyncio.gather(lanes.write_shortly(thread), lanes.write(thread))
+
+    assert [alone, *together_] == [here] * 6
+    assert here not in mixed
+
+
+async def test_short_actions_are_answered_after_their_commit(lanes: Lanes, database: Database) -> None:
+    for number in range(20):
+        assert await lanes.write_shortly(store(f"tenant-{number}")) in stored_in(database)
+
+
+async def test_short_and_long_actions_in_any_order_are_all_done(lanes: Lanes, database: Database) -> None:
+    names = [f"tenant-{number}" for number in range(200)]
+
+    async def write(number: int, name: str) -> str:
+        await asyncio.sleep(number % 7 / 1000)
+        return await (lanes.write_shortly if number % 3 else lanes.write)(store(name))
+
+    elsewhere = asyncio.create_task(
+        asyncio.to_thread(lambda: [lanes.write_and_wait(store(f"other-{number}")) for number in range(50)])
+    )
+    done = await asyncio.wait_for(
+        asyncio.gather(*[write(number, name) for number, name in enumerate(names)]), TIME_LIMIT
+    )
+
+    others = await elsewhere
+
+    assert done == names
+    assert stored_in(database) == {*names, *others}
+
+
+def test_a_loop_that_closed_with_a_short_action_waiting_does_not_keep_the_lane(
+    lanes: Lanes, database: Database
+) -> None:
+    async def leave_it() -> None:
+        waiting = asyncio.ensure_future(lanes.write_shortly(store("left")))
+        await asyncio.sleep(0)  # handed in; the loop ends before it comes to it
+        waiting.cancel()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(leave_it())
+    loop.close()
+
+    assert lanes.write_and_wait(store("next"), timeout_s=TIME_LIMIT) == "next"
+    assert "next" in stored_in(database)

@@ -75,7 +75,7 @@ async def acquire(call: Call) -> Response:
     while True:
         ear = call.state.bell.listen(READY)
         try:
-            claims = await call.write(acquire_steps, call.state.site, call.caller, said)
+            claims = await call.write_shortly(acquire_steps, call.state.site, call.caller, said)
             if claims:
                 call.state.tally.claims += len(claims)
                 return json_answer(Claims(claims=claims))
@@ -90,7 +90,7 @@ async def acquire(call: Call) -> Response:
 
 
 async def heartbeat(call: Call) -> Response:
-    return json_answer(await call.write(renew_leases, call.state.site, call.caller, call.body))
+    return json_answer(await call.write_shortly(renew_leases, call.state.site, call.caller, call.body))
 
 
 async def resume(call: Call) -> Response:
@@ -114,7 +114,7 @@ async def get_step_script(call: Call) -> Response:
 
 
 async def start_step(call: Call) -> Response:
-    answer = await call.write(
+    answer = await call.write_shortly(
         start_step_action, call.state.site, call.caller, call.path["stepId"], call.proof(), call.body
     )
     return json_answer(answer)
@@ -247,7 +247,7 @@ async def complete_step(call: Call) -> Response:
     else:
         step = (site, call.caller, step_id, proof)
         sealed = EMPTY_LOG if call.body.log_size == 0 else await _seal(call, step)
-        verdict = await call.write(complete_step_action, *step, call.body, sealed)
+        verdict = await call.write_shortly(complete_step_action, *step, call.body, sealed)
     call.state.tally.completions[call.body.status] += 1
     call.state.bell.ring(READY, log_topic(step_id))
     return json_answer(_completed(verdict))
