@@ -469,7 +469,9 @@ def test_a_secret_reaches_the_script_and_neither_the_log_nor_the_disk(run, coord
     assert coordinator.completions[-1]["status"] == "success"
     assert coordinator.log.splitlines().count(b"***") == 3, coordinator.log
     assert seen == [["a/step-1/1/log"]]  # what the step itself printed, until the attempt is removed
-    assert holders_of(CANARY, state) == []
+    deadline = time.monotonic() + 10
+    while holders_of(CANARY, state):  # the trash is emptied by a thread of its own
+        assert time.monotonic() < deadline
 
 
 @pytest.mark.threat("G02")

@@ -1,6 +1,7 @@
 """Real processes that are killed without a warning, at every place, and started again on what they left."""
 
 import json
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import pytest
 
 from runner.journal import JournalPhase
 from tests.factories import ON_SQLITE, a_step
+from tests.runner.repositories import Repository
 from tests.runner.state_folder import a_state_folder
+from tests.trip.lives import AFTER as AFTER_EFFECT
+from tests.trip.lives import BEFORE as BEFORE_EFFECT
 from tests.trip.lives import deaths_in
 from tests.trip.stage import Process, User, free_port, said_in, steps_of, until
 
@@ -43,17 +47,15 @@ class Machines:
         self.coordinator = self.start_coordinator()
         self.runner = self.start_runner()
 
-    def start_coordinator(self) -> Process:
-        self.coordinator = Process(
-            self.folder,
-            "coordinator",
-            "--port",
-            str(self._port),
-            "--data",
-            str(self.folder / "data"),
-            *self._database,
-            env={"BUILDMILL_HEARTBEAT": "0.5"},
-        )
+    def start_coordinator(self, *, deaths: Path | None = None) -> Process:
+        """With `deaths` it is one that dies at the places which `lives` has for it."""
+        options = ["--port", str(self._port), "--data", str(self.folder / "data"), *self._database]
+        env = {"BUILDMILL_HEARTBEAT": "0.5", "BUILDMILL_LOST_AFTER": "3"}
+        if deaths is None:
+            self.coordinator = Process(self.folder, "coordinator", *options, env=env)
+        else:
+            words = [str(deaths), "coordinator", *options]
+            self.coordinator = Process(self.folder, *words, env=env, module="tests.trip.lives")
         until(lambda: is_ready(self.user), told=lambda: self.coordinator.output)
         return self.coordinator
 
@@ -131,6 +133,92 @@ def test_both_may_be_killed_at_once(machines):
     build = machines.user.await_end(build["id"])
 
     assert_ran_once_and_whole(machines, build)
+
+
+@pytest.mark.threat("G01")
+@pytest.mark.threat("G10")
+def test_a_secret_stays_masked_when_everybody_is_killed_and_it_gets_another_value_meanwhile(machines):
+    api, canary = machines.user.api, "canary-1618033988749"
+    project = machines.user.a_project()
+    path = f"/api/projects/{project}/secrets/TOKEN"
+    assert api.client.put(path, json={"value": canary}).status_code == 201
+    # cut in the middle of the secret, too, at the very moment of the kill
+    talk = 'printf %s "${TOKEN%????}"; sleep 2; echo "${TOKEN#????????????????}"'
+    script = f'echo begun; {talk}; for n in $(seq 0 299); do echo "$n $TOKEN"; sleep 0.005; done'
+    build = machines.user.submit([a_step("a", runScript=script, secrets=["TOKEN"])], project_id=project)
+    step = steps_of(build)["a"]
+
+    machines.user.await_log(step["id"], b"\nbegun\n")
+    machines.runner.kill()
+    assert api.client.put(path, json={"value": "something else"}).status_code == 204
+    machines.coordinator.kill()
+    machines.start_runner()
+    machines.start_coordinator()
+    machines.user.await_log(step["id"], b"\n100 ")
+    machines.runner.kill()
+    machines.start_runner()
+    build = machines.user.await_end(build["id"])
+
+    log = machines.user.log(step["id"])
+    assert build["status"] == "SUCCESS", machines.user.tell(build["id"])
+    lines = b"".join(b"%d ***\n" % n for n in range(300))
+    assert said_in(log) == b"begun\n***\n" + lines
+    assert machines.user.transitions(step["id"]) == ONCE
+    for process in (machines.runner, machines.coordinator):
+        assert canary not in process.output
+
+
+@pytest.fixture
+def on_sqlite():
+    with a_state_folder() as folder:
+        made = Machines(folder)
+        with closing(made):
+            yield made
+
+
+def test_a_coordinator_killed_around_the_effect_of_each_request_loses_nothing(on_sqlite):
+    """What is committed is found again by the runner that repeats itself; what is not is done then."""
+    machines, deaths = on_sqlite, on_sqlite.folder / "deaths"
+    repository = Repository(machines.folder / "repository")
+    repository.commit({"file": "content"})
+    machines.coordinator.close()
+    machines.start_coordinator(deaths=deaths)
+
+    spec = a_talking_spec(machines.folder)
+    build = machines.user.submit(spec, repoUrl=repository.url, branch="main")
+    build = machines.user.await_end(build["id"], 90)
+
+    assert_ran_once_and_whole(machines, build)
+    places = [f"before-{verb}" for verb in BEFORE_EFFECT] + [f"after-{verb}" for verb in AFTER_EFFECT]
+    assert sorted(death.place for death in deaths_in(deaths)) == sorted(places)
+
+
+def test_an_outcome_waits_on_the_disk_for_the_coordinator_and_for_the_runner(on_sqlite):
+    """The outage is longer than the time after which a silent runner is given up."""
+    machines, go = on_sqlite, on_sqlite.folder / "go"
+    script = (
+        f"echo x >> {machines.folder}/ran; echo begun; until test -e {go}; do sleep 0.02; done; echo ended"
+    )
+    build = machines.user.submit([a_step("a", runScript=f"{script}; echo x > out", outputPaths=["out"])])
+    step_id = build["steps"][0]["id"]
+    machines.user.await_log(step_id, b"begun")
+
+    machines.coordinator.kill()
+    outage = time.monotonic()
+    go.touch()
+    until(lambda: "uploading" in phases_in(machines.folder / "r"))
+    machines.runner.kill()
+    machines.start_runner()
+    until(lambda: time.monotonic() - outage > 4)
+    machines.start_coordinator()
+    back = time.monotonic()
+    build = machines.user.await_end(build["id"])
+
+    assert build["status"] == "SUCCESS", machines.user.tell(build["id"])
+    assert (machines.folder / "ran").read_text() == "x\n"
+    assert said_in(machines.user.log(step_id)) == b"begun\nended\n"
+    assert machines.user.transitions(step_id) == ONCE
+    assert time.monotonic() - back < 15
 
 
 # A runner that is killed at every phase.
@@ -228,7 +316,7 @@ def test_a_runner_killed_before_and_after_each_line_of_its_journal_goes_on_where
     build = stage.await_end(build["id"], 100)
 
     assert_each_ran_once(stage, build, names)
-    assert [death.step for death in deaths_in(deaths)] == names, runner.output[-2000:]
+    assert [death.place for death in deaths_in(deaths)] == names, runner.output[-2000:]
     resumed = stage.gate.times_of("resume")
     for death in deaths_in(deaths):
         assert any(0 < came - death.at < 10 for came in resumed), death
