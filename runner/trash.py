@@ -4,10 +4,12 @@ What is thrown away is renamed at once, which is what makes room for a successor
 """
 
 import errno
+import fcntl
 import os
 import stat
 import threading
 import time
+from array import array
 from pathlib import Path
 from typing import Protocol
 
@@ -22,7 +24,10 @@ PAUSE_S = 0.005
 MAX_DEPTH = 200
 STOP_TIMEOUT_S = 10.0
 # A folder that cannot be moved aside is deleted where it stands; on a full disk there may be no room to move.
-NO_WAY = frozenset({errno.EXDEV, errno.EBUSY, errno.EACCES, errno.ENOSPC, errno.EDQUOT})
+NO_WAY = frozenset({errno.EXDEV, errno.EBUSY, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT})
+# What `chattr` sets so that not even root removes a file, and how the kernel is asked about it.
+GET_FLAGS, SET_FLAGS = 0x80086601, 0x40086602
+IMMUTABLE_OR_APPEND_ONLY = 0x10 | 0x20
 
 
 class Trash:
@@ -102,7 +107,7 @@ def remove_tree(path: Path, *, pause_s: float = 0.0, stop: threading.Event | Non
     except FileNotFoundError:
         return
     if not stat.S_ISDIR(found.st_mode):
-        path.unlink(missing_ok=True)
+        _remove_file(path)
         return
     sweep = _Sweep(path, found.st_dev, pause_s, stop)
     while sweep.goes_on():
@@ -111,6 +116,57 @@ def remove_tree(path: Path, *, pause_s: float = 0.0, stop: threading.Event | Non
         log.warning(
             "some files could not be deleted", path=str(path), count=sweep.failures, first=sweep.first
         )
+
+
+def _remove_file(path: Path) -> None:
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _insist_on(os.unlink, path.name, folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.warning("a file could not be deleted", path=str(path), cause=str(error))
+    finally:
+        os.close(folder)
+
+
+def _insist_on(action: "_Removal", name: str, folder: int) -> None:
+    """Remove it, after taking off what keeps even root from doing so."""
+    try:
+        action(name, dir_fd=folder)
+    except PermissionError:
+        if not _loosen_entry(name, folder):
+            raise
+        action(name, dir_fd=folder)
+
+
+def _loosen_entry(name: str, folder: int) -> bool:
+    """True when the flags of the folder or of the entry itself stood in the way."""
+    loosened = _loosen(folder)
+    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        return loosened  # opening a device or a FIFO may have effects
+    try:
+        entry = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return loosened
+    try:
+        return _loosen(entry) or loosened
+    finally:
+        os.close(entry)
+
+
+def _loosen(fd: int) -> bool:
+    flags = array("l", [0])
+    try:
+        fcntl.ioctl(fd, GET_FLAGS, flags, True)
+        if not flags[0] & IMMUTABLE_OR_APPEND_ONLY:
+            return False
+        flags[0] &= ~IMMUTABLE_OR_APPEND_ONLY
+        fcntl.ioctl(fd, SET_FLAGS, flags, True)
+    except OSError:
+        return False  # a file system without such flags, or a runner without the right to change them
+    return True
 
 
 class _Removal(Protocol):
@@ -200,7 +256,7 @@ class _Sweep:
 
     def _try(self, action: "_Removal", name: str, folder: int) -> None:
         try:
-            action(name, dir_fd=folder)
+            _insist_on(action, name, folder)
         except FileNotFoundError:
             return
         except OSError as error:

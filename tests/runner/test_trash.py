@@ -1,12 +1,17 @@
+import fcntl
 import os
 import resource
+import socket
+import stat
 import threading
-from collections.abc import Iterator
+from array import array
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from runner.trash import Trash, remove_tree
+from runner.trash import GET_FLAGS, SET_FLAGS, Trash, remove_tree
 from tests.runner.state_folder import a_state_folder, layers_of, write_tree
 
 
@@ -89,3 +94,118 @@ def test_what_is_still_mounted_in_a_tree_is_left_alone(state: Path) -> None:
     remove_tree(state / "a")
 
     assert (state / "a/view/mine").read_text() == "2"
+
+
+def a_stubborn_tree(root: Path) -> None:
+    """What steps leave that a plain removal stumbles over."""
+    write_tree(root, {"locked/inner/f": "1", "read-only/f": "1", "d/x": "1"})
+    os.mkfifo(root / "pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(root / "d/s"))
+    (root / "dangling").symlink_to("nowhere")
+    (root / "read-only/f").chmod(0o444)
+    (root / "read-only").chmod(0o555)
+    (root / "locked/inner").chmod(0)
+    (root / "locked").chmod(0)
+    root.chmod(0)
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+
+
+@needs_root
+def test_what_steps_leave_never_withstands(state: Path) -> None:
+    trash = Trash(state)
+    root = state / "a"
+    write_tree(root, {"x": "1"})
+    os.mknod(root / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    a_stubborn_tree(root / "tree")
+    for place in [root, *root.rglob("*")]:
+        os.chown(place, 12345, 12345, follow_symlinks=False)
+
+    trash.throw(root)
+    trash.empty()
+
+    assert list(trash.folder.iterdir()) == []
+
+
+@needs_root
+@pytest.mark.parametrize("stuck", ["tree/d/x", "tree/d", "tree"])
+def test_files_that_were_made_immutable_are_removed_all_the_same(state: Path, stuck: str) -> None:
+    trash = Trash(state)
+    write_tree(state / "tree", {"d/x": "1", "e": "2"})
+    make_immutable(state / stuck)
+    with pytest.raises(PermissionError):
+        (state / "tree/d/x").unlink() if stuck != "tree" else (state / "tree/e").unlink()
+
+    trash.throw(state / "tree")
+    trash.empty()
+
+    assert not (state / "tree").exists()
+    assert list(trash.folder.iterdir()) == []
+
+
+def make_immutable(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    flags = array("l", [0])
+    try:
+        fcntl.ioctl(fd, GET_FLAGS, flags, True)
+        flags[0] |= 0x10
+        fcntl.ioctl(fd, SET_FLAGS, flags, True)
+    except OSError as error:
+        pytest.skip(f"this file system has no such flags: {error}")
+    finally:
+        os.close(fd)
+
+
+@needs_root
+def test_a_runner_without_root_removes_what_its_own_steps_left() -> None:
+    with a_state_folder() as folder:
+        state = folder / "of-nobody"
+        state.mkdir()
+        os.chown(state, NOBODY, NOBODY)
+        for parent in [folder, *folder.parents]:
+            if parent.stat().st_mode & 0o001 == 0:
+                parent.chmod(parent.stat().st_mode | 0o001)
+
+        assert as_nobody(partial(throw_and_empty, state)) == 0
+        assert list((state / "trash").iterdir()) == []
+
+
+NOBODY = 65534
+
+
+def throw_and_empty(state: Path) -> None:
+    trash = Trash(state)
+    a_stubborn_tree(state / "a")
+    trash.throw(state / "a")
+    trash.empty()
+    assert not (state / "a").exists()
+
+
+def as_nobody(act: Callable[[], None]) -> int:
+    """Do it in a process without rights, and return how that ended."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            act()
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def test_whoever_waits_for_the_trash_is_told_when_it_is_empty(state: Path) -> None:
+    trash = Trash(state)
+    trash.start()
+    trash.throw(write_tree(state / "a", {f"d/{number}": "1" for number in range(300)}))
+
+    assert trash.wait_until_idle(10)
+
+    assert list(trash.folder.iterdir()) == []
+    trash.close()
