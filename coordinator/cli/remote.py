@@ -40,7 +40,7 @@ def watch(build_id: str, coordinator: str, token_file: Any, logs: bool) -> None:
     """Follow a build: its graph, its steps and their logs.
 
     The exit code is 0 when the build has succeeded and 1 when it has not. A coordinator that goes away on
-    the way is waited for.
+    the way is waited for; a build that is retried on the way is followed into its new round.
     """
     if not coordinator.startswith(("http://", "https://")):
         raise click.BadParameter("must begin with http:// or https://", param_hint="--coordinator")
@@ -64,8 +64,11 @@ class Watcher:
     def run(self) -> bool:
         """True when the build succeeded."""
         build = self._look(is_first=True)
-        self._say_line(f"build {build['number']}: {graph_line(build['steps'])}")
+        shown_round = 0
         while True:
+            if build["round"] != shown_round:
+                shown_round = build["round"]
+                self._say_line(f"{title(build)}: {graph_line(build['steps'])}")
             self._show_changes(build)
             if build["status"] in ("SUCCESS", "FAILED"):
                 break
@@ -74,7 +77,7 @@ class Watcher:
         for follower in self._followers:
             follower.join(30)
         reason = f" ({build['statusReason']})" if build.get("statusReason") else ""
-        self._say_line(click.style(f"build {build['number']} {build['status']}{reason}", bold=True))
+        self._say_line(click.style(f"{title(build)} {build['status']}{reason}", bold=True))
         return bool(build["status"] == "SUCCESS")
 
     def _look(self, *, is_first: bool = False) -> dict[str, Any]:
@@ -160,6 +163,11 @@ class Watcher:
     def _say_line(self, line: str) -> None:
         with self._say:
             click.echo(line)
+
+
+def title(build: dict[str, Any]) -> str:
+    """What the build is called; its round only when it was retried."""
+    return f"build {build['number']}" + (f" round {build['round']}" if build["round"] > 1 else "")
 
 
 def graph_line(steps: list[dict[str, Any]]) -> str:
