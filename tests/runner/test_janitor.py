@@ -313,6 +313,7 @@ def test_layers_that_a_running_step_stands_on_survive_a_full_disk(cramped, means
 
     assert eventually(lambda: not gone.exists())
     assert (reader.path / "file").read_text() == "used"
+    assert all((state / "cache" / "layers" / layer.name).is_dir() for layer in reader.base)
     means.caches.discard(reader)
 
 
