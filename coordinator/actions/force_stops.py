@@ -14,6 +14,7 @@ from coordinator.store import attempts, audit, builds, steps, stops
 from shared.states import StepState
 
 BATCH = 100
+FORCED = "forced"  # of an attempt that has failed, and whose runner never said so
 UNREACHABLE_AFTER = timedelta(seconds=20)
 
 
@@ -35,16 +36,16 @@ def _force(tx: Session, step: Any, *, now: datetime) -> int:
     reason = step.cancel_reason
     if not steps.move_step(tx, step.id, event, attempt=step.attempt, finished_at=now, reason=reason):
         return 0
-    outcome = StepState.FAILED if event is StepEvent.FAIL else StepState.CANCELLED
+    state = StepState.FAILED if event is StepEvent.FAIL else StepState.CANCELLED
     attempts.change_attempt(
         tx,
         step.id,
         step.attempt,
-        outcome=outcome,
+        outcome=state if state is StepState.CANCELLED else FORCED,
         reason=reason,
         finished_at=now,
         log_size=steps.get_step(tx, step.id).log_size,
     )
-    audit.record_step(tx, SYSTEM, "step.finished", step, now=now, state=str(outcome), reason=reason)
+    audit.record_step(tx, SYSTEM, "step.finished", step, now=now, state=str(state), reason=reason)
     settle_build(tx, step.build_id, [step.id], reason=reason, now=now)
     return 1
