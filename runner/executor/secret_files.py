@@ -89,7 +89,7 @@ class SecretFiles:
     def _make_place(self, name: str, size: int) -> Path:
         own = self._own / name
         try:
-            self._own.mkdir(mode=0o700, exist_ok=True)
+            self._own.mkdir(mode=0o700, parents=True, exist_ok=True)
             own.mkdir(mode=0o700, exist_ok=True)
             mount_tmpfs(own, size=2 * size + SPARE_BYTES)  # a second call has two for a moment
             return own / FILE
