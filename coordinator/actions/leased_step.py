@@ -47,10 +47,8 @@ def get_leased_step(tx: Session, site: Site, caller: Caller, step_id: str, proof
 
 def hold_attempt(tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof) -> Any:
     """`get_attempt`, and its build held: until the transaction ends nothing of it changes."""
-    step = get_attempt(tx, site, caller, step_id, proof)
-    if not needs_locks(tx):
-        return step
-    builds.lock_build(tx, step.build_id)
+    if needs_locks(tx):
+        builds.lock_build_of(tx, step_id)
     return get_attempt(tx, site, caller, step_id, proof)
 
 

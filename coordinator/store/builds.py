@@ -13,10 +13,11 @@ from coordinator.errors import Conflict, NotFound
 from coordinator.rules.transitions import BUILD_TRANSITIONS, BuildEvent
 from coordinator.store.prepared import Found, Prepared
 from coordinator.store.statements import among, as_new, given, given_any, new_values
-from coordinator.tables import Build, table_of
+from coordinator.tables import Build, Step, table_of
 from shared.states import FINAL_BUILD_STATES
 
 BUILDS = table_of(Build)
+_STEPS = table_of(Step)
 
 
 def insert_build(tx: Session, build: Build) -> None:
@@ -58,6 +59,14 @@ _LOCK = Prepared(
     .where(_IS_IT)
     .with_for_update()
 )
+_LOCK_OF = Prepared(
+    core_select(BUILDS.c.id)
+    .where(
+        BUILDS.c.id
+        == core_select(_STEPS.c.build_id).where(_STEPS.c.id == given(_STEPS.c.id)).scalar_subquery()
+    )
+    .with_for_update()
+)
 _BY_ID = core_select(BUILDS).where(given_any(BUILDS.c.id))
 _BEGIN_SOURCES, _BEGIN_TARGET = BUILD_TRANSITIONS[BuildEvent.BEGIN]
 _BEGIN = (
@@ -73,6 +82,11 @@ def lock_build(tx: Session, build_id: str) -> Found:
     if row is None:
         raise NotFound("no such build")
     return row
+
+
+def lock_build_of(tx: Session, step_id: str) -> None:
+    """`lock_build` for who knows one of its steps only; nothing where there is no such step."""
+    _LOCK_OF.first(tx, {"the_id": step_id})
 
 
 def move_build(tx: Session, build_id: str, event: BuildEvent, **values: Any) -> bool:
