@@ -22,6 +22,7 @@ CoordinatorError
 ├── TooLarge           over a limit
 ├── DigestMismatch     the bytes are not those that were announced
 ├── RangeNotSatisfiable  the range lies outside the thing
+├── TooMany            asked too often; come back later
 └── Unavailable        cannot be answered now; try again
 """
 
@@ -182,6 +183,16 @@ class RangeNotSatisfiable(CoordinatorError):
     def __init__(self, size: int) -> None:
         super().__init__(f"the whole has {size} bytes")
         self.size = size
+
+
+class TooMany(CoordinatorError):
+    """Asked too often; the same request is welcome later."""
+
+    code = "too_many"
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Unavailable(CoordinatorError):

@@ -21,6 +21,7 @@ STATUS: dict[type[CoordinatorError], int] = {
     errors.LogGap: 416,
     errors.RangeNotSatisfiable: 416,
     errors.DigestMismatch: 422,
+    errors.TooMany: 429,
     errors.Unavailable: 503,
 }
 
@@ -48,6 +49,8 @@ def problem(error: CoordinatorError) -> Response:
     headers = {}
     if status == 503:
         headers["Retry-After"] = "1"
+    if isinstance(error, errors.TooMany):
+        headers["Retry-After"] = str(error.retry_after_s)
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, errors.RangeNotSatisfiable):

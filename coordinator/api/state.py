@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from coordinator.api.poll_limit import PollLimit
 from coordinator.bell import Bell
 from coordinator.settings import Settings
 from coordinator.site import Site
@@ -30,3 +31,4 @@ class AppState:
     credentials: Credentials
     specification: bytes = b"{}"
     tally: Tally = field(default_factory=Tally)
+    polls: PollLimit = field(default_factory=PollLimit)

@@ -72,12 +72,15 @@ async def acquire(call: Call) -> Response:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + said.wait
     nothing = Response(status_code=204, headers={"Retry-After": "1"})
+    polls, runner_id = call.state.polls, call.caller.runner_id or ""
+    polls.take(runner_id, now=loop.time())
     while True:
         ear = call.state.bell.listen(READY)
         try:
             claims = await call.write_shortly(acquire_steps, call.state.site, call.caller, said)
             if claims:
                 call.state.tally.claims += len(claims)
+                polls.give_back(runner_id, now=loop.time())
                 return json_answer(Claims(claims=claims))
             left = deadline - loop.time()
             if left <= 0 or not await call.read(may_wait, call.caller, said):
