@@ -123,8 +123,13 @@ class LogStream:
 
     @property
     def written(self) -> int:
-        """The size of the file right now, read or not: any change of it means that something was printed."""
-        return os.fstat(self._fd).st_size
+        """The size of the file right now, read or not: any change of it means that something was printed.
+
+        Whoever looks often lets the log tell how much is missing when the file is cut.
+        """
+        size = os.fstat(self._fd).st_size
+        self._seen = max(self._seen, size)
+        return size
 
     @property
     def is_lost(self) -> bool:
@@ -158,9 +163,7 @@ class LogStream:
         if offset < self._start.masked:
             # What stood there was given out once and cannot be read again.
             missing = self._start.masked - offset
-            self._begin_anew(
-                self._start.raw, offset, missing=missing, ends_a_line=not offset
-            )
+            self._begin_anew(self._start.raw, offset, missing=missing, ends_a_line=not offset)
             self._go_to(self._start, offset)
             return
         start = self._start

@@ -403,7 +403,7 @@ class StepRun:
             if deadline.left_s() <= 0:
                 self._note(f"the time limit of {limits.timeout_s} s is over", "ERROR")
                 return self._end(job, Reason.TIMEOUT)
-            if silence is not None and self._is_silent(silence):
+            if self._is_silent(silence):
                 self._note(f"nothing was printed for {limits.no_output_s} s", "ERROR")
                 return self._end(job, Reason.NO_OUTPUT)
             too_much = disk.verdict()
@@ -424,9 +424,12 @@ class StepRun:
             return None
         return Silence(float(limit_s), self._journal.data.get("silence"), size=self._stream.written)
 
-    def _is_silent(self, silence: Silence) -> bool:
+    def _is_silent(self, silence: Silence | None) -> bool:
         assert self._stream is not None  # noqa: S101 - run opens it first
-        news = silence.look(self._stream.written)
+        size = self._stream.written
+        if silence is None:
+            return False
+        news = silence.look(size)
         if news is not None:
             self._advance_as_room_allows(self._journal.phase, silence=news)
         return silence.is_too_long

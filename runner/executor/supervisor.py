@@ -69,6 +69,8 @@ def _start_launcher(attempt_dir: Path, workspace: str) -> int:
     try:
         _lead_group(0)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)  # Python ignores them, and a script would inherit that
         os.chdir(workspace)
         os.execv("/bin/sh", ["/bin/sh", str(attempt_dir / "launch.sh")])  # noqa: S606
     except OSError as error:

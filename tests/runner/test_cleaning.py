@@ -337,25 +337,26 @@ def test_who_takes_over_after_term_gives_no_second_grace_and_keeps_the_reason(
     begun,
 ):
     def kill_this_life():
+        until(lambda: (state / "ran").exists())
+        attempt.cancel("cancelled")
         until(lambda: (state / "term").exists())
         attempt.abandoned.set()  # the nearest to a kill: the waiting ends, and nothing more is done
 
-    limits = Limits(timeout_s=1, grace_s=2)
+    limits = Limits(timeout_s=60, grace_s=2)
     script = f"trap 'echo x >> {state}/term' TERM; touch {state}/ran; while :; do sleep 0.05 || :; done"
     folder = attempt_dir(state, "step-1", 1)
     journal = Journal.create(folder, a_claim(script, limits=limits).model_dump(mode="json"))
-    coordinator.answers["start"] = [httpx.Response(200, json={"action": "go", "timeoutS": 1, "graceS": 2})]
     begun(kill_this_life)
     dying = StepRun(means, journal, attempt)
     dying._cleaning.prove = lambda free: None  # what is dead cleans nothing up
     dying.run()
-    assert journal_of(state).data["ending"]["reason"] == "timeout"
+    assert journal_of(state).data["ending"]["reason"] == "cancelled"
     term = Moment.recorded(journal_of(state).data["term"])
 
     StepRun(means, journal_of(state), Attempt(Proof("step-1", 1, "the-lease"))).run()
 
     assert 2 <= term.age_s() < 4
-    assert [said["reason"] for said in coordinator.completions] == ["timeout"]
+    assert [said["reason"] for said in coordinator.completions] == ["cancelled"]
     assert not (state / "a" / "step-1").exists()
 
 
