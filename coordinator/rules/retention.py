@@ -154,7 +154,10 @@ def _shrink(
     oldest_first: Sequence[BuildFacts],
     going: dict[tuple[str, Part], Expiry],
 ) -> None:
-    """Let artifacts go until the rest fits, oldest first, and logs only when that was not enough."""
+    """Let artifacts go until the rest fits, oldest first, and logs only when that was not enough.
+
+    A build whose bytes count for a newer one goes before that one all the same, or nothing would be freed.
+    """
     staying = [build for build in oldest_first if (build.id, Part.BUILD) not in going]
     total = kept_bytes
     for build in staying:
@@ -164,7 +167,11 @@ def _shrink(
         for build in staying:
             if total <= limit:
                 return
-            size = build.artifact_bytes if part is Part.ARTIFACTS else build.log_bytes
-            if (build.id, part) not in going and size > 0:
+            has_any, size = (
+                (build.has_artifacts, build.artifact_bytes)
+                if part is Part.ARTIFACTS
+                else (build.has_logs, build.log_bytes)
+            )
+            if has_any and (build.id, part) not in going:
                 going[build.id, part] = Expiry(build.id, build.number, part, Why.SIZE, build.finished_at)
                 total -= size

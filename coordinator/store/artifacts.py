@@ -8,7 +8,7 @@ from sqlalchemy import Select, func, insert, select, update
 from sqlalchemy.engine import Row
 from sqlmodel import Session
 
-from coordinator.errors import NotFound
+from coordinator.errors import NotFound, Unavailable
 from coordinator.store.dialect import insert_if_absent
 from coordinator.store.statements import given
 from coordinator.tables import Artifact, Blob, StepDependency, table_of
@@ -16,6 +16,8 @@ from coordinator.tables import Artifact, Blob, StepDependency, table_of
 ARTIFACTS = table_of(Artifact)
 BLOBS = table_of(Blob)
 DEPENDENCIES = table_of(StepDependency)
+
+_INSERT_TRIES = 3
 
 
 def _of_all_behind(columns: Select[Any]) -> Select[Any]:
@@ -46,11 +48,15 @@ _COUNT_INPUTS = _of_all_behind(select(func.count()).select_from(ARTIFACTS))
 def insert_blob(tx: Session, *, project_id: str, sha256: str, size: int, now: datetime) -> bool:
     """The project has this blob and wants it; False when it had it before."""
     row = {"project_id": project_id, "sha256": sha256, "size": size, "created_at": now}
-    if insert_if_absent(tx, BLOBS, row):
-        return True
     is_it = (BLOBS.c.project_id == project_id, BLOBS.c.sha256 == sha256)
-    tx.connection().execute(update(BLOBS).where(*is_it).values(created_at=now, unused_since=None))
-    return False
+    for _ in range(_INSERT_TRIES):
+        if insert_if_absent(tx, BLOBS, row):
+            return True
+        wanted = update(BLOBS).where(*is_it).values(created_at=now, unused_since=None)
+        if tx.connection().execute(wanted.returning(BLOBS.c.sha256)).first() is not None:
+            return False
+        # another transaction was just deleting the row when it stood in the way, and has done so now
+    raise Unavailable("this blob is being deleted; send it again")
 
 
 def find_blob_size(tx: Session, project_id: str, sha256: str) -> int | None:
