@@ -102,7 +102,8 @@ def test_the_last_line_missing_is_a_loss() -> None:
 def test_a_line_cut_in_two_is_a_loss() -> None:
     log = numbered("a", range(1, 6)).replace(b":r:3", b":r\n:3")
 
-    assert Kind.LOSS in kinds_in(a_history(a_step("a", an_attempt("a", log=log))))
+    found = check_build(a_history(a_step("a", an_attempt("a", log=log))), {"a": Wanted(LINES)}, DRILL)
+    assert any("is mangled" in finding.what for finding in found if finding.kind is Kind.LOSS)
 
 
 def test_lines_in_another_order_are_told() -> None:
@@ -203,6 +204,49 @@ def test_a_step_that_ended_otherwise_is_told() -> None:
     step = a_step("a", status="FAILED", reason="internal")
 
     assert kinds_in(a_history(step, status="FAILED")) == [Kind.WRONG, Kind.WRONG]
+
+
+def test_an_attempt_that_should_have_been_and_was_not_is_told() -> None:
+    assert kinds_in(a_history(a_step("a")), a=Wanted(LINES, attempts=2)) == [Kind.WRONG]
+
+
+def test_lines_that_nobody_printed_are_told() -> None:
+    log = numbered("a", range(1, 8))
+
+    assert kinds_in(a_history(a_step("a", an_attempt("a", log=log), output=log))) == [Kind.WRONG]
+
+
+def test_the_log_of_a_success_that_was_cut_is_a_loss() -> None:
+    step = a_step("a", replace(an_attempt("a"), log_state="truncated"))
+
+    assert kinds_in(a_history(step)) == [Kind.LOSS]
+
+
+def test_an_output_that_is_listed_twice_is_a_duplicate() -> None:
+    step = a_step("a")
+
+    assert kinds_in(a_history(replace(step, artifacts=step.artifacts * 2))) == [Kind.DUPLICATE]
+
+
+def test_a_line_of_another_step_in_a_log_is_told() -> None:
+    log = numbered("a", range(1, 6)) + numbered("b", [1])
+    output = numbered("a", range(1, 6)) + numbered("b", [1])
+
+    assert kinds_in(a_history(a_step("a", an_attempt("a", log=log), output=output))) == [Kind.WRONG]
+
+
+def test_a_line_of_another_attempt_in_a_log_is_told() -> None:
+    log = numbered("a", range(1, 6)) + numbered("a", [1], attempt=2)
+
+    assert kinds_in(a_history(a_step("a", an_attempt("a", log=log), output=log))) == [Kind.WRONG]
+
+
+def test_a_step_that_started_behind_one_that_never_finished_is_out_of_order() -> None:
+    first = replace(a_step("a"), artifacts=(), finished_at="")
+    second = a_step("b", depends_on=("a",))
+
+    found = kinds_in(a_history(first, second), a=Wanted(LINES, keeps=False), b=Wanted(LINES))
+    assert found == [Kind.ORDER]
 
 
 # --- verdicts
