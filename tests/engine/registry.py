@@ -1,10 +1,12 @@
 """A registry on loopback that holds one tiny image, may want a login, and answers badly on demand."""
 
 import base64
+import contextlib
 import hashlib
 import http.server
 import io
 import json
+import random
 import tarfile
 import threading
 from collections.abc import Iterator
@@ -20,13 +22,45 @@ def basic(username: str, password: str) -> str:
     return "Basic " + base64.b64encode(f"{username}:{password}".encode()).decode()
 
 
-def a_layer() -> bytes:
+def a_layer(content: bytes = b"hello") -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
         entry = tarfile.TarInfo("hello")
-        entry.size = 5
-        tar.addfile(entry, io.BytesIO(b"hello"))
+        entry.size = len(content)
+        tar.addfile(entry, io.BytesIO(content))
     return stream.getvalue()
+
+
+KIND = "application/vnd.docker.distribution.manifest.v2+json"
+
+
+def an_image(layer: bytes) -> tuple[bytes, bytes]:
+    """Configuration and manifest of an image that has this one layer."""
+    config = json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {},
+            "rootfs": {"type": "layers", "diff_ids": [digest_of(layer)]},
+        },
+    ).encode()
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": KIND,
+        "config": {
+            "mediaType": "application/vnd.docker.container.image.v1+json",
+            "size": len(config),
+            "digest": digest_of(config),
+        },
+        "layers": [
+            {
+                "mediaType": "application/vnd.docker.image.rootfs.diff.tar",
+                "size": len(layer),
+                "digest": digest_of(layer),
+            },
+        ],
+    }
+    return config, json.dumps(manifest).encode()
 
 
 class Registry:
@@ -40,34 +74,12 @@ class Registry:
         self.challenge = challenge
         self.authorizations: set[str] = set()
         self.layer = a_layer()
-        self.config = json.dumps(
-            {
-                "architecture": "amd64",
-                "os": "linux",
-                "config": {},
-                "rootfs": {"type": "layers", "diff_ids": [digest_of(self.layer)]},
-            },
-        ).encode()
-        kind = "application/vnd.docker.distribution.manifest.v2+json"
-        self.kind = kind
-        self.manifest = json.dumps(
-            {
-                "schemaVersion": 2,
-                "mediaType": kind,
-                "config": {
-                    "mediaType": "application/vnd.docker.container.image.v1+json",
-                    "size": len(self.config),
-                    "digest": digest_of(self.config),
-                },
-                "layers": [
-                    {
-                        "mediaType": "application/vnd.docker.image.rootfs.diff.tar",
-                        "size": len(self.layer),
-                        "digest": digest_of(self.layer),
-                    },
-                ],
-            },
-        ).encode()
+        self.config, self.manifest = an_image(self.layer)
+        self.kind = KIND
+        self.slow_layer = a_layer(random.randbytes(5_000_000))  # one that no engine has yet
+        self.slow_config, self.slow_manifest = an_image(self.slow_layer)
+        self.trickling = threading.Event()  # somebody is given the slow layer
+        self.went_away = threading.Event()  # and has hung up
         self.asked: list[str] = []
         self.gate = threading.Event()
 
@@ -82,6 +94,11 @@ class Registry:
             return 200, "application/json", b"{}"
         if path.startswith("/v2/good/image/manifests/"):
             return 200, self.kind, self.manifest
+        if path.startswith("/v2/trickle/image/manifests/"):
+            return 200, self.kind, self.slow_manifest
+        for blob in (self.slow_config, self.slow_layer):
+            if path == f"/v2/trickle/image/blobs/{digest_of(blob)}":
+                return 200, "application/octet-stream", blob
         for blob in (self.config, self.layer):
             if path == f"/v2/good/image/blobs/{digest_of(blob)}":
                 return 200, "application/octet-stream", blob
@@ -116,8 +133,21 @@ def a_registry(**wishes: Any) -> Iterator[tuple[Registry, str]]:
             self.send_header("Content-Length", str(len(content)))
             self.send_header("Docker-Content-Digest", digest_of(content))
             self.end_headers()
-            if self.command == "GET":
+            if self.command == "GET" and content is registry.slow_layer:
+                self.trickle(content)
+            elif self.command == "GET":
                 self.wfile.write(content)
+
+        def trickle(self, content: bytes) -> None:
+            """A thousand bytes at a time, until the engine goes away or the test is over."""
+            with contextlib.suppress(OSError):
+                for start in range(0, len(content), 1000):
+                    self.wfile.write(content[start : start + 1000])
+                    self.wfile.flush()
+                    registry.trickling.set()
+                    if registry.gate.wait(0.1):
+                        return
+            registry.went_away.set()
 
         def do_HEAD(self) -> None:
             self.do_GET()
