@@ -56,11 +56,12 @@ UNTOUCHABLE_S = 3600.0
 
 @dataclass(frozen=True)
 class Layer:
-    """One immutable folder of the pool."""
+    """One immutable folder of the pool; `shape` is what its entries looked like when it joined."""
 
     name: str
     bytes: int
     entries: int
+    shape: str = ""
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,7 @@ class CacheStore:
         self._clock = clock
         self._squashing: dict[str, threading.Thread] = {}
         self._squash_guard = threading.Lock()
+        self._sound: set[str] = set()  # layers that this process has made or looked through
         for folder in (root, self._keys, self._pool, self._pins):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder.chmod(0o700)  # layers hold whatever steps wrote, setuid bits included
@@ -141,6 +143,8 @@ class CacheStore:
         attempt_dir.chmod(0o700)
         found = self.find(attempt_dir, index)
         if found is None:
+            for key in _keys_to_try(mount):
+                self._put_aside_if_damaged(key)
             found = self._pin(attempt_dir, index, mount)
         try:
             return self._show(found)
@@ -287,8 +291,8 @@ class CacheStore:
 
     def _pin(self, attempt_dir: Path, index: int, mount: Mount) -> OpenCache:
         """Choose the generation and write down that it is in use, before anybody can collect it."""
-        own, zone = _key_of(mount, mount.trust), _digest(mount.key, mount.trust)[:20]
-        candidates = [own] if mount.trust == "default" else [own, _key_of(mount, "default")]
+        candidates = _keys_to_try(mount)
+        own, zone = candidates[0], _digest(mount.key, mount.trust)[:20]
         place = attempt_dir / f"c{index}"
         with self._locked():
             usable = ((key, self._usable_generation(key)) for key in candidates)
@@ -342,19 +346,20 @@ class CacheStore:
     def _publish_folder(self, cache: OpenCache, changed: Path) -> None:
         _sync_changes(changed)
         size = measure(changed)
-        layer = Layer(new_id(), size.bytes, size.entries)
+        layer = Layer(new_id(), size.bytes, size.entries, _shape(changed))
         below = cache.base if self._layers.mode == "overlay" else ()
         with self._locked():
             if not all((self._pool / name.name).is_dir() for name in below):
                 raise OSError(errno.ENOENT, "a layer below has gone", cache.key)
             changed.chmod(0o777)
             changed.rename(self._pool / layer.name)
+            self._sound.add(layer.name)
             sync_folder(self._pool)
             self._write_generation(cache.key, Generation(cache.zone, self._layers.mode, (layer, *below)))
 
     def _replace_tail(self, key: str, before: Generation, part: Path, size: TreeSize) -> bool:
         """Put the merged layer in place of those it shows, if they are still this key's lowest."""
-        merged = Layer(new_id(), size.bytes, size.entries)
+        merged = Layer(new_id(), size.bytes, size.entries, _shape(part))
         with self._locked():
             now = self._read_generation(key)
             if now is None or now.names[-len(before.names) :] != before.names:
@@ -440,6 +445,26 @@ class CacheStore:
             return None
         return found
 
+    def _put_aside_if_damaged(self, key: str) -> None:
+        """Look once in the life of this process whether each layer is as it was written.
+
+        Names, sizes, times and modes are compared: content would have to be read as a whole.
+        """
+        found = self._read_generation(key)
+        for layer in found.layers if found is not None else ():
+            if not layer.shape or layer.name in self._sound:
+                continue
+            try:
+                is_sound = _shape(self._pool / layer.name, layer.entries) == layer.shape
+            except OSError as error:
+                log.warning("a layer cannot be looked through", layer=layer.name, cause=str(error))
+                continue  # what is missing altogether is found when the layers are pinned
+            if not is_sound:
+                log.warning("a cache with a damaged layer is put aside", key=key, layer=layer.name)
+                self._quarantine(key)
+                return
+            self._sound.add(layer.name)
+
     def _quarantine(self, key: str) -> None:
         """Nobody reads this manifest again; its layers are collected when no step stands on them."""
         if key:
@@ -522,12 +547,18 @@ def _wait_for_lock(lock: int) -> None:
             time.sleep(LOCK_PAUSE_S)
 
 
+def _keys_to_try(mount: Mount) -> list[str]:
+    """Its own trust's cache first; only from a more trusted one may another read."""
+    own = _key_of(mount, mount.trust)
+    return [own] if mount.trust == "default" else [own, _key_of(mount, "default")]
+
+
 def _key_of(mount: Mount, trust: str) -> str:
     return _digest(mount.key, mount.path, trust)
 
 
 def _digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()
 
 
 def _bytes_of(generations: Sequence[tuple[str, float, Generation]]) -> int:
@@ -575,6 +606,19 @@ def _signature(root: Path) -> str:
     )
     folders = sorted(f"{path}\0{found.st_mode}" for path, found in walk(root) if stat.S_ISDIR(found.st_mode))
     return _digest(*rows, "", *folders)
+
+
+def _shape(root: Path, most_entries: int | None = None) -> str:
+    """Equal as long as no entry below has another name, kind, mode, size or, for files, time."""
+    rows: list[str] = []
+    skipped = len(os.fspath(root)) + 1
+    for path, found in walk(root):
+        is_file = stat.S_ISREG(found.st_mode)
+        size_and_time = f"{found.st_size}\0{found.st_mtime_ns}" if is_file else ""
+        rows.append(f"{path[skipped:]}\0{found.st_mode}\0{size_and_time}")
+        if most_entries is not None and len(rows) > most_entries:
+            return ""  # more than were ever written
+    return _digest(*sorted(rows))
 
 
 def _sync_changes(folder: Path) -> None:

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
 import threading
@@ -203,6 +204,60 @@ def test_a_flipped_bit_in_a_manifest_is_seen(bench: Bench) -> None:
     manifest.write_bytes(content.replace(b'"entries": 1', b'"entries": 3'))
 
     assert bench.look() == {}
+
+
+@pytest.mark.threat("D15")
+@pytest.mark.threat("H07")
+@pytest.mark.parametrize("damage", ["cut", "gone", "more", "closed", "emptied"])
+def test_a_layer_that_is_not_as_it_was_written_is_a_cold_start_and_never_a_part(
+    bench: Bench, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.step({"a/x": "1234", "a/y": "5"})
+    bench.step({"b": "2"})
+    bench.store.evict()  # a copy leaves the layers below it to nobody
+    [place] = (bench.state / "cache/layers").glob("*/a/x")
+    if damage == "cut":
+        place.write_text("12")
+    elif damage == "gone":
+        place.unlink()
+    elif damage == "more":
+        (place.parent / "z").write_text("1")
+    elif damage == "closed":
+        place.chmod(0)
+    else:
+        shutil.rmtree(place.parent)
+    bench.store = bench.a_store()
+
+    found = bench.step({"c": "3"})
+
+    assert found == {}
+    assert "damaged layer is put aside" in capsys.readouterr().out
+    assert bench.look() == {"c": "3"}
+
+
+def test_a_sound_cache_is_found_by_a_restarted_runner(bench: Bench) -> None:
+    bench.step({"a/x": "1", "link": "->a/x"})
+    bench.step({"b": "2"})
+    before = bench.look()
+    bench.store = bench.a_store()
+
+    assert bench.look() == before
+    assert len(before) == 3
+
+
+@pytest.mark.threat("H11")
+def test_a_trusted_step_never_falls_back_to_what_is_less_trusted_or_anothers(bench: Bench) -> None:
+    untrusted = PIP.model_copy(update={"trust": "other"})
+    anothers = PIP.model_copy(update={"key": "project-2"})
+    bench.step({"from": "a branch"}, untrusted)
+    bench.step({"from": "another project"}, anothers)
+
+    found = bench.step({"from": "the default branch"})
+    bench.store.evict(0)
+    bench.step({"from": "a branch"}, untrusted)
+
+    assert found == {}
+    assert bench.look() == {}, "the trusted one was evicted: there is nothing to fall back to"
 
 
 @pytest.mark.threat("D15")

@@ -1,5 +1,6 @@
 """What each answer of the coordinator, or of something in between, means for the runner."""
 
+import gzip
 import hashlib
 import re
 import threading
@@ -236,6 +237,20 @@ def test_the_bytes_of_an_input_arrive_in_order(network, client):
     client.get_blob(PROOF, digest, pieces.append)
 
     assert b"".join(pieces) == content
+
+
+@pytest.mark.threat("D14")
+def test_an_input_that_comes_packed_is_not_unpacked(network, client):
+    bomb = gzip.compress(bytes(50_000_000))
+    network.get(f"/api/runner/step-1/blobs/{'0' * 64}").respond(
+        200, content=bomb, headers={"Content-Encoding": "gzip"}
+    )
+    pieces = []
+
+    client.get_blob(PROOF, "0" * 64, pieces.append)
+
+    assert sum(len(piece) for piece in pieces) == len(bomb)
+    assert network.calls.last.request.headers["accept-encoding"] == "identity"
 
 
 def test_a_registration_shows_the_token_only_where_there_is_one(network):
