@@ -27,7 +27,8 @@ class Watch:
 
     def __init__(self, state: AppState) -> None:
         self._state = state
-        self._since = self._looked_at = state.clock()
+        self._since = state.site.started_at
+        self._looked_at = state.clock()
 
     async def look(self) -> int:
         """Act on everything that has run out; returns how many steps and builds it was."""

@@ -289,17 +289,6 @@ def _move_any(event: StepEvent, names: tuple[str, ...]) -> UpdateBase:
     )
 
 
-def cancel_waiting(tx: Session, build_id: str, *, reason: str, now: datetime) -> None:
-    """Cancel the steps of this build that nobody holds at the moment of the statement itself."""
-    sources, target = STEP_TRANSITIONS[StepEvent.CANCEL]
-    statement = (
-        update(STEPS)
-        .where(STEPS.c.build_id == build_id, STEPS.c.state.in_(sources - LEASED_STEP_STATES))
-        .values(state=target, finished_at=now, reason=reason)
-    )
-    tx.connection().execute(statement)
-
-
 def count_states(tx: Session, build_id: str) -> dict[StepState, int]:
     """How many rows stand where; of those that have not ended all count, as each is its step's latest."""
     which = {"the_build_id": build_id}
@@ -369,39 +358,3 @@ def list_silent(tx: Session, *, before: datetime, exclusive_until: datetime, lim
         .limit(limit)
     )
     return list(tx.connection().execute(statement).all())
-
-
-def list_uncancelled(tx: Session, *, before: datetime, at_last: datetime, limit: int) -> list[Row[Any]]:
-    """Leased steps whose cancellation was asked for before `before`, the oldest wish first.
-
-    While their runner has been heard since, only those where that was at `at_last` at the latest.
-    """
-    statement = (
-        select(STEPS)
-        .where(
-            STEPS.c.state.in_(LEASED_STEP_STATES),
-            STEPS.c.cancel_requested_at < before,
-            or_(
-                STEPS.c.runner_id.is_(None),
-                STEPS.c.last_seen_at < before,
-                STEPS.c.cancel_requested_at <= at_last,
-            ),
-        )
-        .order_by(STEPS.c.cancel_requested_at, STEPS.c.id)
-        .limit(limit)
-    )
-    return list(tx.connection().execute(statement).all())
-
-
-def request_cancel(tx: Session, build_id: str, *, reason: str, now: datetime) -> None:
-    """Ask the runners of this build's leased steps to stop."""
-    statement = (
-        update(STEPS)
-        .where(
-            STEPS.c.build_id == build_id,
-            STEPS.c.state.in_(LEASED_STEP_STATES),
-            STEPS.c.cancel_requested_at.is_(None),
-        )
-        .values(cancel_requested_at=now, cancel_reason=reason)
-    )
-    tx.connection().execute(statement)
