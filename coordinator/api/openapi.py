@@ -186,7 +186,7 @@ def _parameters(endpoint: Endpoint) -> Iterator[Json]:
             "in": "path",
             "required": True,
             "description": endpoint.parameters.get(name) or _path_description(endpoint.path, name),
-            "schema": {"type": "string"},
+            "schema": {"type": "string", **patterns.PATH_WORDS.get(name, {})},
         }
     yield from _query_parameters(endpoint)
     yield from _lease_headers(endpoint)

@@ -15,7 +15,8 @@ DISPLAY_NAME = f"^{_EDGE}(?:[^{_UNSHOWABLE}]*{_EDGE})?$"
 SLUG = r"^[A-Za-z0-9][A-Za-z0-9._/-]*$"
 LABEL = r"^[a-z0-9](?:[a-z0-9._=-]*[a-z0-9])?$"
 COMMIT = r"^[0-9a-f]{7,64}$"
-SECRET_NAME = r"^(?!BUILDMILL_|LD_|BASH_FUNC_)[A-Z_][A-Z0-9_]{0,63}$"  # noqa: S105 - no password
+# Of the names that shells know only the short ones are left out, which somebody may well hit by chance.
+SECRET_NAME = r"^(?!BUILDMILL_|LD_|BASH_FUNC_|(?:_|CI|ENV|IFS|PS4|UID)$)[A-Z_][A-Z0-9_]{0,63}$"  # noqa: S105
 ENV_NAME = r"^(?!BUILDMILL_|LD_|BASH_FUNC_)[A-Za-z_][A-Za-z0-9_]*$"
 
 _NAME = {"pattern": DISPLAY_NAME}
@@ -44,6 +45,11 @@ WORDS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "commitHash": {"pattern": COMMIT, "minLength": 7},
     },
     "Registration": {"name": _NAME, "labels[]": {"pattern": LABEL}},
+}
+
+# Path parameters that are no ids.
+PATH_WORDS: Mapping[str, Mapping[str, Any]] = {
+    "name": {"pattern": SECRET_NAME, "minLength": 1, "maxLength": 64},
 }
 
 # Fields whose null gets no further than the model.

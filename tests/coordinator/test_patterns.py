@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from coordinator.api import patterns
-from shared.references import InvalidReference, commit_hash, display_name, env_name, label, slug
+from shared.references import InvalidReference, commit_hash, display_name, env_name, label, secret_name, slug
 
 
 def accepts(judge: Callable[[str], str], text: str) -> bool:
@@ -42,6 +42,7 @@ def test_the_pattern_of_names_accepts_what_the_judge_accepts(text: str) -> None:
         (patterns.LABEL, label, "aZ0._=-/ é\n", 64),
         (patterns.COMMIT, commit_hash, "0123abcdefgF\n", 70),
         (patterns.ENV_NAME, env_name, "aZ0_- é\n", 20),
+        (patterns.SECRET_NAME, secret_name, "AZa0_- é\n", 70),
     ],
 )
 def test_a_pattern_accepts_what_its_judge_accepts(
