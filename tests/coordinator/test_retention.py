@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import func, insert, select
+from sqlalchemy import event, func, insert, select
 from sqlmodel import Session
 
 from coordinator.actions.change_project import change_project
@@ -574,23 +574,22 @@ def test_an_upload_that_meets_the_deletion_of_its_row_writes_it_anew(shop: Shop)
     held = shop.running()
     shop.upload(held, b"data")
     shop.mill.now(retention.mark_unused, shop.project_id, {digest_of(b"data")})
-    has_deleted, may_end = threading.Event(), threading.Event()
+    deleted = []
 
-    def delete(tx: Session) -> int:
-        gone, _ = retention.delete_unused_blobs(tx, before=shop.mill.clock(), limit=10)
-        has_deleted.set()
-        may_end.wait(0.5)  # an upload that does not wait for this transaction would have ended long ago
-        return len(gone)
+    def delete_right_before(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("UPDATE blobs") and not deleted:
+            deleted.append(1)
+            gone, _ = shop.mill.tx(retention.delete_unused_blobs, before=shop.mill.clock(), limit=10)
+            deleted.extend(gone)
 
-    def upload() -> dict[str, Any]:
-        assert has_deleted.wait(30)
+    writer = shop.mill.state.lanes.database.writer
+    event.listen(writer, "before_cursor_execute", delete_right_before)
+    try:
         entry = shop.upload(held, b"data")
-        may_end.set()
-        return entry
+    finally:
+        event.remove(writer, "before_cursor_execute", delete_right_before)
 
-    deleted, entry = together(lambda: shop.mill.tx(delete), upload)
-
-    assert deleted == 1
+    assert len(deleted) == 2
     assert shop.mill.complete(held, "success", artifacts=[entry]).is_same
     shop.require_nothing_dangling()
 
