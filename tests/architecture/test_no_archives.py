@@ -9,6 +9,8 @@ ROOT = Path(__file__).parents[2]
 UNPACKERS = {"zipfile", "gzip", "bz2", "lzma", "zstandard", "shutil.unpack_archive", "zlib.decompress"}
 # The one archive we make ourselves, for the engine.
 MAKES_A_TAR = {"runner/executor/holder_image.py"}
+# Appended log bytes may come as gzip: one stream, inflated up to a bound.
+INFLATES = {"coordinator/api/streams.py"}
 UNPACKS = {"unpack_archive", "extractall", "decompress", "decompressobj"}
 
 
@@ -25,7 +27,8 @@ def test_no_program_of_ours_opens_an_archive() -> None:
                     names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
                 if UNPACKERS & set(names) or ("tarfile" in names and name not in MAKES_A_TAR):
                     found.add(name)
-                if isinstance(node, ast.Attribute) and node.attr in UNPACKS:
+                is_call = isinstance(node, ast.Attribute) and node.attr in UNPACKS
+                if is_call and name not in INFLATES:
                     found.add(name)
 
     assert found == set()

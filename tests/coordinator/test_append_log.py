@@ -133,6 +133,7 @@ def test_no_other_compression_is_taken(held: HeldOverHttp, encoding: str) -> Non
 
 
 @ON_SQLITE
+@pytest.mark.threat("D14")
 def test_a_small_body_that_inflates_beyond_all_measure_is_refused(held: HeldOverHttp) -> None:
     bomb = gzip.compress(b"\0" * (64 * 1024 * 1024))
     assert len(bomb) < 100_000
