@@ -23,6 +23,8 @@ PAUSE_EVERY = 200
 PAUSE_S = 0.005
 MAX_DEPTH = 200
 STOP_TIMEOUT_S = 10.0
+STUBBORN_PAUSE_S = 600.0
+MOST_STUBBORN = 10_000
 # A folder that cannot be moved aside is deleted where it stands; on a full disk there may be no room to move.
 NO_WAY = frozenset({errno.EXDEV, errno.EBUSY, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT})
 # What `chattr` sets so that not even root removes a file, and how the kernel is asked about it.
@@ -40,6 +42,7 @@ class Trash:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._stubborn: dict[str, float] = {}  # what could not be deleted, and when it is tried again
         self._lock = threading.Lock()
         self._idle = threading.Event()
 
@@ -91,43 +94,56 @@ class Trash:
                     self._idle.set()
 
     def _sweep(self, *, pause_s: float) -> None:
+        now = time.monotonic()
         for path in sorted(self.folder.iterdir()):
             if self._stop.is_set():
                 return
-            remove_tree(path, pause_s=pause_s, stop=self._stop)
+            if now < self._stubborn.get(path.name, now):
+                continue
+            is_known = path.name in self._stubborn
+            if remove_tree(path, pause_s=pause_s, stop=self._stop, is_told=is_known):
+                self._stubborn.pop(path.name, None)
+            elif is_known or len(self._stubborn) < MOST_STUBBORN:
+                self._stubborn[path.name] = now + STUBBORN_PAUSE_S
 
 
-def remove_tree(path: Path, *, pause_s: float = 0.0, stop: threading.Event | None = None) -> None:
+def remove_tree(
+    path: Path, *, pause_s: float = 0.0, stop: threading.Event | None = None, is_told: bool = False
+) -> bool:
     """Delete a file or folder whatever its modes and depth, on its own file system only, following no link.
 
-    What cannot be deleted stays and is said once; nobody's work depends on it.
+    What cannot be deleted stays and is said, unless it `is_told`; nobody's work depends on it.
+    True when nothing withstood.
     """
     try:
         found = path.lstat()
     except FileNotFoundError:
-        return
+        return True
     if not stat.S_ISDIR(found.st_mode):
-        _remove_file(path)
-        return
+        return _remove_file(path, is_told=is_told)
     sweep = _Sweep(path, found.st_dev, pause_s, stop)
     while sweep.goes_on():
         sweep.remove(sweep.waiting.pop())
-    if sweep.failures:
+    if sweep.failures and not is_told:
         log.warning(
             "some files could not be deleted", path=str(path), count=sweep.failures, first=sweep.first
         )
+    return not sweep.failures
 
 
-def _remove_file(path: Path) -> None:
+def _remove_file(path: Path, *, is_told: bool) -> bool:
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _insist_on(os.unlink, path.name, folder)
     except FileNotFoundError:
-        return
+        return True
     except OSError as error:
-        log.warning("a file could not be deleted", path=str(path), cause=str(error))
+        if not is_told:
+            log.warning("a file could not be deleted", path=str(path), cause=str(error))
+        return False
     finally:
         os.close(folder)
+    return True
 
 
 def _insist_on(action: "_Removal", name: str, folder: int) -> None:

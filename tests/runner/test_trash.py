@@ -209,3 +209,19 @@ def test_whoever_waits_for_the_trash_is_told_when_it_is_empty(state: Path) -> No
 
     assert list(trash.folder.iterdir()) == []
     trash.close()
+
+
+@needs_root
+def test_what_withstands_is_said_once_and_not_tried_all_the_time(
+    state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trash = Trash(state)
+    low = write_tree(state / "low", {"precious": "1"})
+    view = write_tree(state / "a", {"x": "1"}) / "view"
+    layers_of("overlay", state).stack(view, [low], state / "upper")
+    trash.throw(state / "a")
+
+    for _ in range(3):
+        trash.empty()
+
+    assert capsys.readouterr().out.count("could not be deleted") == 1
