@@ -242,12 +242,16 @@ class StepRun:
                 is_recorded = True
                 self._journal.record(pull_deadline=deadline.record())
 
-        return self._hearing(
-            lambda progress: self._means.executor.pull(
-                image, deadline_s=max(0.0, deadline.left_s()), progress=progress
-            ),
-            meanwhile=record,
-        )
+        def pull(progress: Callable[[str], None]) -> str:
+            def tell(line: str) -> None:
+                if self._attempt.must_stop:
+                    raise StepError(Reason.CANCELLED, "nobody waits for the image any more")
+                progress(line)
+
+            left_s = max(0.0, deadline.left_s())
+            return self._means.executor.pull(image, deadline_s=left_s, progress=tell)
+
+        return self._hearing(pull, meanwhile=record)
 
     def _job(self, workspace: Path) -> Job:
         claim, limits = self._claim, self._claim.limits

@@ -11,7 +11,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -154,7 +154,7 @@ class DockerExecutor:
                 raise StepError(verdict.explain_create(_text(error)), _text(error)) from error
         return found
 
-    def _pull_once(self, image: str) -> Iterator[str]:
+    def _pull_once(self, image: str) -> Generator[str, None, None]:
         repository, tag = parse_repository_tag(image)
         with _answers():
             try:

@@ -1,9 +1,13 @@
-"""One pull per image at a time, however many steps wait for it; each waits with a deadline of its own."""
+"""One pull per image at a time, however many steps wait for it; each waits with a deadline of its own.
 
+What nobody waits for any more is broken off at its next sign of life.
+"""
+
+import contextlib
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,6 +30,7 @@ class _Flight:
     """A pull under way: its latest line and, at the end, what went wrong."""
 
     changed: threading.Condition = field(default_factory=threading.Condition)
+    waiting: int = 0  # so many want it; under the lock of all pulls
     line: str = ""
     is_over: bool = False
     failure: StepError | EngineUnavailable | None = None
@@ -34,15 +39,27 @@ class _Flight:
 class Pulls:
     """Pulls images by `pull_once`, which yields lines of progress and raises PullFailed."""
 
-    def __init__(self, pull_once: Callable[[str], Iterable[str]], *, pause_s: float = PAUSE_S) -> None:
+    def __init__(
+        self, pull_once: Callable[[str], Generator[str, None, None]], *, pause_s: float = PAUSE_S
+    ) -> None:
         self._pull_once = pull_once
         self._pause_s = pause_s
         self._lock = threading.Lock()
         self._flights: dict[str, _Flight] = {}
 
     def pull(self, image: str, *, deadline_s: float, progress: Callable[[str], None]) -> None:
-        """Return when the image is here; the pull goes on for others when this deadline passes."""
+        """Return when the image is here; the pull goes on for others when this deadline passes.
+
+        What `progress` raises ends the waiting too.
+        """
         flight = self._join(image)
+        try:
+            self._await(image, flight, deadline_s, progress)
+        finally:
+            with self._lock:
+                flight.waiting -= 1
+
+    def _await(self, image: str, flight: _Flight, deadline_s: float, progress: Callable[[str], None]) -> None:
         until = time.monotonic() + deadline_s
         told_at, told = 0.0, ""
         while True:
@@ -68,7 +85,20 @@ class Pulls:
             if flight is None:
                 flight = self._flights[image] = _Flight()
                 threading.Thread(target=self._fly, args=(image, flight), name="pull", daemon=True).start()
+            flight.waiting += 1
             return flight
+
+    def _is_unwanted(self, image: str, flight: _Flight) -> bool:
+        """True when nobody waits for it; from then on nobody can join it."""
+        with self._lock:
+            if flight.waiting == 0:
+                self._leave(image, flight)
+                return True
+            return False
+
+    def _leave(self, image: str, flight: _Flight) -> None:
+        if self._flights.get(image) is flight:
+            del self._flights[image]
 
     def _fly(self, image: str, flight: _Flight) -> None:
         failure: StepError | EngineUnavailable | None = None
@@ -81,7 +111,7 @@ class Pulls:
             raise
         finally:
             with self._lock:
-                del self._flights[image]
+                self._leave(image, flight)
             with flight.changed:
                 flight.failure, flight.is_over = failure, True
                 flight.changed.notify_all()
@@ -101,10 +131,13 @@ class Pulls:
 
     def _follow(self, image: str, flight: _Flight) -> None:
         until = time.monotonic() + LONGEST_S
-        for line in self._pull_once(image):
-            self._tell(flight, line)
-            if time.monotonic() > until:
-                raise PullFailed(f"{image} is still not here after an hour: deadline exceeded")
+        with contextlib.closing(self._pull_once(image)) as lines:
+            for line in lines:
+                self._tell(flight, line)
+                if self._is_unwanted(image, flight):
+                    return
+                if time.monotonic() > until:
+                    raise PullFailed(f"{image} is still not here after an hour: deadline exceeded")
 
     def _tell(self, flight: _Flight, line: str) -> None:
         with flight.changed:

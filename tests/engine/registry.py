@@ -76,7 +76,7 @@ class Registry:
         self.layer = a_layer()
         self.config, self.manifest = an_image(self.layer)
         self.kind = KIND
-        self.slow_layer = a_layer(random.randbytes(5_000_000))  # one that no engine has yet
+        self.slow_layer = a_layer(random.randbytes(10_000_000))  # one that no engine has yet
         self.slow_config, self.slow_manifest = an_image(self.slow_layer)
         self.trickling = threading.Event()  # somebody is given the slow layer
         self.went_away = threading.Event()  # and has hung up
@@ -139,10 +139,10 @@ def a_registry(**wishes: Any) -> Iterator[tuple[Registry, str]]:
                 self.wfile.write(content)
 
         def trickle(self, content: bytes) -> None:
-            """A thousand bytes at a time, until the engine goes away or the test is over."""
+            """A little at a time, until the engine goes away or the test is over."""
             with contextlib.suppress(OSError):
-                for start in range(0, len(content), 1000):
-                    self.wfile.write(content[start : start + 1000])
+                for start in range(0, len(content), 20_000):
+                    self.wfile.write(content[start : start + 20_000])
                     self.wfile.flush()
                     registry.trickling.set()
                     if registry.gate.wait(0.1):

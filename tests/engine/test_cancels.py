@@ -140,6 +140,7 @@ def test_a_cancel_during_the_pull_is_heard_at_once(stage, engine):
         receipt = await_receipt(stage, cancel(stage, build["id"]), 10)
 
         assert time.monotonic() - began < 6
+        assert registry.went_away.wait(10)  # nobody else wanted it
     assert stage.api.build(build["id"])["steps"][0]["status"] == "CANCELLED"
     assert receipt["steps"][0].get("termAt") is None
     assert_gone(engine, stage, build["steps"][0]["id"])

@@ -1,5 +1,5 @@
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -16,7 +16,7 @@ def ignore(line: str) -> None:
 def test_many_who_want_one_image_pull_it_once() -> None:
     gate, count, told = threading.Event(), [], threading.Semaphore(0)
 
-    def pull_once(image: str) -> Iterator[str]:
+    def pull_once(image: str) -> Generator[str, None, None]:
         count.append(image)
         yield "begun"
         assert gate.wait(10)
@@ -40,7 +40,7 @@ def test_many_who_want_one_image_pull_it_once() -> None:
 def test_a_pull_that_takes_too_long_ends_with_its_own_reason() -> None:
     gate = threading.Event()
 
-    def pull_once(image: str) -> Iterator[str]:
+    def pull_once(image: str) -> Generator[str, None, None]:
         gate.wait(10)
         yield "done"
 
@@ -62,10 +62,10 @@ def test_a_pull_that_takes_too_long_ends_with_its_own_reason() -> None:
 def test_only_what_passes_by_itself_is_tried_again(text: str, tries: int, reason: Reason) -> None:
     count = []
 
-    def pull_once(image: str) -> Iterator[str]:
+    def pull_once(image: str) -> Generator[str, None, None]:
         count.append(image)
+        yield "begun"
         raise PullFailed(text)
-        yield ""
 
     with pytest.raises(StepError) as caught:
         Pulls(pull_once, pause_s=0.001).pull("a:1", deadline_s=20, progress=ignore)
@@ -78,7 +78,7 @@ def test_only_what_passes_by_itself_is_tried_again(text: str, tries: int, reason
 def test_a_second_try_that_works_is_a_success() -> None:
     answers = [PullFailed("unexpected EOF"), None]
 
-    def pull_once(image: str) -> Iterator[str]:
+    def pull_once(image: str) -> Generator[str, None, None]:
         answer = answers.pop(0)
         if answer is not None:
             raise answer
@@ -92,7 +92,7 @@ def test_a_second_try_that_works_is_a_success() -> None:
 
 
 def test_progress_comes_at_most_once_a_second() -> None:
-    def pull_once(image: str) -> Iterator[str]:
+    def pull_once(image: str) -> Generator[str, None, None]:
         yield from (f"part {number}" for number in range(5000))
 
     lines: list[str] = []
@@ -100,3 +100,43 @@ def test_progress_comes_at_most_once_a_second() -> None:
 
     assert len(lines) <= 2
     assert lines[-1] == "part 4999"
+
+
+@pytest.mark.threat("F11")
+def test_what_nobody_waits_for_is_broken_off_and_can_be_wanted_again() -> None:
+    closed, count = threading.Event(), []
+
+    def pull_once(image: str) -> Generator[str, None, None]:
+        count.append(image)
+        try:
+            for number in range(len(count), 1000) if len(count) == 1 else ():
+                yield f"piece {number}"
+                gate.wait(0.02)
+        finally:
+            closed.set()
+
+    gate = threading.Event()
+    pulls = Pulls(pull_once)
+    with pytest.raises(StepError):
+        pulls.pull("a:1", deadline_s=0.1, progress=ignore)
+
+    assert closed.wait(5)
+    pulls.pull("a:1", deadline_s=20, progress=ignore)
+    assert count == ["a:1", "a:1"]
+
+
+def test_a_pull_goes_on_while_somebody_waits_for_it() -> None:
+    gate = threading.Event()
+
+    def pull_once(image: str) -> Generator[str, None, None]:
+        while not gate.wait(0.02):
+            yield "piece"
+
+    pulls = Pulls(pull_once)
+    with ThreadPoolExecutor(1) as threads:
+        patient = threads.submit(pulls.pull, "a:1", deadline_s=20, progress=ignore)
+        with pytest.raises(StepError):
+            pulls.pull("a:1", deadline_s=0.1, progress=ignore)
+        assert not patient.done()
+        gate.set()
+        patient.result(timeout=20)
