@@ -23,7 +23,7 @@ from coordinator.cli.drill.stage import Stage, Wish, make_folder
 from coordinator.cli.drill.user_api import UserApi
 from shared.clock import to_wire, utc_now
 
-LIMIT_S = 270.0  # and what is left of five minutes is for cleaning up
+LIMIT_S = 240.0  # and what is left of five minutes is for cleaning up
 
 
 class CannotDrill(click.ClickException):
@@ -89,6 +89,8 @@ def drill(
     address = coordinator.rstrip("/")
     if urlsplit(address).scheme not in ("http", "https") or not urlsplit(address).hostname:
         raise click.BadParameter("must begin with http:// or https://", param_hint="--coordinator")
+    if record is not None and not record.absolute().parent.is_dir():
+        raise click.BadParameter(f"{record.absolute().parent} is no folder", param_hint="--json")
     token = token_file.read_text().strip() if token_file else ""
     wish = Wish(address, token, token_file.absolute() if token_file else None, executor, image, steps, keep)
     screen = Screen()
@@ -142,6 +144,7 @@ def open_stage(wish: Wish, screen: Screen) -> Stage:
         api.require_usable()
         if engine is not None:
             engine.require_usable()
+            engine.require_image(wish.image)
     except DrillError as error:
         raise CannotDrill(str(error)) from error
     name = f"drill-{secrets.token_hex(4)}"
@@ -153,7 +156,7 @@ def prepare(stage: Stage) -> None:
     """The drill's project, and what the coordinator says of its timings."""
     try:
         stage.prepare()
-        stage.timings = learn_timings(stage)
+        learn_timings(stage)
     except DrillError as error:
         raise CannotDrill(f"the drill cannot begin: {error}") from error
 

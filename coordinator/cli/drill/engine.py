@@ -10,6 +10,7 @@ import httpx
 from coordinator.cli.drill.errors import Unusable
 
 SOCKET = "/var/run/docker.sock"
+PULL_S = 120.0
 LABEL = "buildmill.runner"
 _KINDS = (("container", "/containers/json?all=1&"), ("network", "/networks?"), ("volume", "/volumes?"))
 
@@ -38,6 +39,19 @@ class Engine:
             ) from error
         if answer.status_code != 200:
             raise Unusable(f"the container engine answers {answer.status_code}")
+
+    def require_image(self, image: str) -> None:
+        """Unusable, unless the image is on this machine or can be pulled without a login."""
+        if self._http.get(f"/images/{quote(image)}/json").status_code == 200:
+            return
+        try:
+            self._http.post(f"/images/create?fromImage={quote(image, safe='')}", timeout=PULL_S)
+        except httpx.TimeoutException as error:
+            raise Unusable(f"the image {image} does not arrive within {PULL_S:.0f} s") from error
+        if self._http.get(f"/images/{quote(image)}/json").status_code != 200:
+            raise Unusable(
+                f"the image {image} is not on this machine and cannot be pulled; name another with --image"
+            )
 
     def found_of(self, runner_id: str) -> list[str]:
         """Every container, network and volume that carries the label of this runner."""

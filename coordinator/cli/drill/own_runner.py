@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 END_S = 20.0
 SWEEP_S = 40.0
+LEAST_S = 2.0
 
 
 class OwnRunner:
@@ -68,33 +70,38 @@ class OwnRunner:
             self._child.wait(END_S)
             self._is_messy = True
 
-    def end(self, address: str) -> bool:
+    def end(self, address: str, *, within_s: float) -> bool:
         """Drain it; after a death let one more life clean up. False when it had to be killed."""
+        deadline = time.monotonic() + within_s
         if self._child is None:
             return True
         if self.is_alive:
-            if self._stop():
+            if self._stop(deadline):
                 self._is_messy = False  # it adopted whatever a former life left, and finished it
             else:
                 self.kill()
         if self._is_messy or self._child.returncode != 0:
             self.start(address, once=True)
             try:
-                self._is_messy = self._child.wait(SWEEP_S) != 0
+                self._is_messy = self._child.wait(_left(deadline, SWEEP_S)) != 0
             except subprocess.TimeoutExpired:
-                if not self._stop():
+                if not self._stop(deadline):
                     self.kill()
         return not self._is_messy
 
-    def _stop(self) -> bool:
+    def _stop(self, deadline: float) -> bool:
         """TERM and wait for its steps, TERM again and do not."""
         if self._child is None:
             return True
         for _ in range(2):
             self._child.terminate()
             try:
-                self._child.wait(END_S)
+                self._child.wait(_left(deadline, END_S))
             except subprocess.TimeoutExpired:
                 continue
             return True
         return False
+
+
+def _left(deadline: float, most_s: float) -> float:
+    return min(most_s, max(LEAST_S, deadline - time.monotonic()))

@@ -21,8 +21,8 @@ from coordinator.cli.drill.faults.repeated_completion import take_one
 from coordinator.cli.drill.result import FaultResult, Finding, Kind, Outcome, Seen, judge
 from coordinator.cli.drill.stage import Stage
 from coordinator.cli.drill.workload import a_step
-from shared.protocol import Timings
 
+LEAST_S = 20.0
 BROKEN = (DrillError, OSError, subprocess.SubprocessError, httpx.HTTPError)
 
 
@@ -39,17 +39,17 @@ FAULTS = tuple(
     Fault(module.NAME, module.ABOUT, module.cause)
     for module in (
         killed_runner,
-        lost_runner,
         repeated_completion,
         late_completion,
         cut_connection,
         full_spool,
         wedged_step,
+        lost_runner,  # the longest wait, and the shorter the longer the coordinator has been up
     )
 )
 
 
-def learn_timings(stage: Stage) -> Timings:
+def learn_timings(stage: Stage) -> None:
     """What the coordinator tells runners of its timings, learnt from a step that is done by hand."""
     build = stage.submit([a_step(stage.drill, "first", "true")])
     client = stage.bare_runner()
@@ -57,7 +57,8 @@ def learn_timings(stage: Stage) -> Timings:
     client.start(claim)
     client.complete(claim, "success", exitCode=0)
     stage.await_end(build, 10)
-    return claim.timings
+    stage.timings = claim.timings
+    stage.amnesty_until = time.monotonic() + claim.timings.amnesty_s
 
 
 def rehearse(
@@ -71,6 +72,8 @@ def rehearse(
 
 def _try(stage: Stage, fault: Fault, started: float) -> FaultResult:
     try:
+        if stage.left_s < LEAST_S:
+            raise Skipped(f"{max(0.0, stage.left_s):.0f} s are left of the drill's time")
         seen = fault.cause(stage)
     except Skipped as skipped:
         return FaultResult(fault.name, Outcome.SKIPPED, Seen(note=str(skipped)), time.monotonic() - started)

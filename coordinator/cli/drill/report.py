@@ -55,7 +55,9 @@ def header_line() -> str:
 
 def rows_of(result: FaultResult) -> list[str]:
     """The table's lines for one fault: its figures, its note, and whatever should not have been."""
-    told = [f"{one.name} after {one.measured_s:.1f} s ({one.promised_s:g} s)" for one in result.seen.figures]
+    told = [
+        f"{one.name} after {one.measured_s:.1f} s ({one.promised_s:.0f} s)" for one in result.seen.figures
+    ]
     told += [result.seen.note] if result.seen.note else []
     outcome = click.style(f"{result.outcome:<8}", fg=COLOURS[result.outcome])
     first = f"{result.fault:<{WIDTH}} {outcome} {result.took_s:4.0f} s  {told[0] if told else ''}".rstrip()
@@ -85,7 +87,7 @@ def record_of(results: Sequence[FaultResult], about: dict[str, Any], *, took_s: 
     """The whole record, ready for JSON; logs and outputs as text."""
     return {
         **about,
-        "held": is_clean(results),
+        "held": is_clean(results) and bool(about.get("finished", True)),
         "verdict": verdict_line(results, took_s=took_s),
         "tookS": round(took_s, 3),
         "faults": [_plain(asdict(result)) for result in results],

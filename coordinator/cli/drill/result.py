@@ -72,7 +72,7 @@ def late_figures(figures: Iterable[Figure]) -> list[Finding]:
     return [
         Finding(
             Kind.LATE,
-            f"{figure.name}: {figure.measured_s:.1f} s, where {figure.promised_s:g} s are promised",
+            f"{figure.name}: {figure.measured_s:.1f} s, where {figure.promised_s:.0f} s are promised",
         )
         for figure in figures
         if not figure.held

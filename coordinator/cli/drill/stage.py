@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 LOOK_S = 0.1
 CLEAN_S = 10.0
-ENDED_S = 30.0
+ENDED_S = 25.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Stage:
     engine: Engine | None
     project_id: str = ""
     timings: Timings = field(default_factory=Timings)
+    amnesty_until: float = 0.0
     _image_id: str = ""
     _workflows: list[str] = field(default_factory=list)
     _builds: list[str] = field(default_factory=list)
@@ -167,7 +168,7 @@ class Stage:
         """Stop it and look whether its machine is clean."""
         self.say("stopping the drill's runner and looking what is left")
         findings = []
-        if not runner.end(self.wish.address):
+        if not runner.end(self.wish.address, within_s=self.left_s):
             findings.append(Finding(Kind.WRONG, f"runner {runner.name} did not end when told to"))
         deadline = time.monotonic() + CLEAN_S
         while left := self.leftovers(runner):
@@ -227,8 +228,9 @@ class Stage:
             self._bare.close()
 
     def _end_runners(self) -> None:
+        deadline = time.monotonic() + ENDED_S
         for runner in self._runners.values():
-            runner.end(self.wish.address)
+            runner.end(self.wish.address, within_s=deadline - time.monotonic())
             runner_id = self.api.runner_id(runner.name)
             if self.engine is not None and runner_id:
                 self.engine.remove_all_of(runner_id)

@@ -77,10 +77,15 @@ class UserApi:
         answer = self.ask("GET", f"/api/steps/{step_id}/log", accept=(200, 404), params=query)
         return answer.content if answer.status_code == 200 else b""
 
-    def cancel(self, build_id: str) -> bool:
-        """False when the build has ended already."""
+    def cancel(self, build_id: str) -> str:
+        """The id of the receipt; empty when the build has ended already."""
         answer = self.ask("POST", f"/api/builds/{build_id}/cancel", accept=(202, 404, 409))
-        return answer.status_code == 202
+        return str(answer.json()["cancelId"]) if answer.status_code == 202 else ""
+
+    def receipt(self, cancel_id: str) -> dict[str, Any]:
+        """What has come of a cancel."""
+        found: dict[str, Any] = self.ask("GET", f"/api/cancels/{cancel_id}").json()
+        return found
 
     def delete(self, path: str) -> None:
         self.ask("DELETE", path, accept=(204, 404))

@@ -18,12 +18,10 @@ AROUND_S = 30.0
 
 def cause(stage: Stage) -> Seen:
     """The step has a second attempt on another runner; the first one, back from the dead, is turned away."""
-    silence_s = stage.timings.lost_after_s
-    amnesty_s = max(0.0, stage.timings.amnesty_s - silence_s)
-    needed_s = silence_s + amnesty_s + BACKOFF_S + AROUND_S
+    needed_s = _patience_s(stage) + BACKOFF_S + AROUND_S
     if needed_s > stage.left_s:
         raise Skipped(
-            f"the coordinator gives a silent runner {silence_s + amnesty_s:.0f} s; this fault would take "
+            f"the coordinator gives a silent runner {_patience_s(stage):.0f} s; this fault would take "
             f"{needed_s:.0f} s and {stage.left_s:.0f} s are left"
         )
     steps = [
@@ -37,13 +35,14 @@ def cause(stage: Stage) -> Seen:
 
     dead.kill()
     died = time.monotonic()
+    patience_s = _patience_s(stage)
     other.start(stage.wish.address)
 
     def is_requeued() -> bool:
         return bool(stage.step(build, "a")["attempts"][0].get("outcome") == "lost")
 
-    what = f"waiting for the coordinator to give the runner up, after {silence_s + amnesty_s:.0f} s"
-    stage.until(is_requeued, silence_s + amnesty_s + 3 * REQUEUED_S, what)
+    what = f"waiting for the coordinator to give the runner up, after {patience_s:.0f} s"
+    stage.until(is_requeued, patience_s + 3 * REQUEUED_S, what)
     requeued_s = time.monotonic() - died
     stage.until(
         lambda: stage.step(build, "a")["attempt"] == 2,
@@ -61,5 +60,10 @@ def cause(stage: Stage) -> Seen:
     again, _ = stage.look_back(build, wanted)
     if again != history:
         findings.append(Finding(Kind.DUPLICATE, "the runner that came back too late changed the build"))
-    figure = Figure("step requeued", requeued_s, silence_s + amnesty_s + REQUEUED_S)
+    figure = Figure("step requeued", requeued_s, patience_s + REQUEUED_S)
     return Seen((figure,), tuple(findings), (history,), "the late runner changed nothing")
+
+
+def _patience_s(stage: Stage) -> float:
+    """How long a runner that falls silent now keeps its steps; longer soon after the coordinator's start."""
+    return max(stage.timings.lost_after_s, stage.amnesty_until - time.monotonic())

@@ -38,7 +38,7 @@ def cause(stage: Stage) -> Seen:
     stage.await_lines(limited, ["b"], 60)
     time.sleep(1.0)  # they stop themselves half a second after their line
 
-    stage.api.cancel(cancelled)
+    receipt = stage.api.cancel(cancelled)
     asked = time.monotonic()
     patience_s = grace_s + 6 * BEYOND_S
     stage.await_end(cancelled, patience_s)
@@ -49,6 +49,7 @@ def cause(stage: Stage) -> Seen:
     findings += _ended_as(stage, limited, "b", "FAILED", "timeout")
     stage.until(lambda: not _still_there(stage), patience_s, "waiting for what is left of the steps to go")
     cleaned_s = time.monotonic() - asked
+    findings += _unproved(stage, receipt)
     findings += stage.end_runner(runner)
     figures = (
         Figure("cancelled step dead", cancelled_s, grace_s + BEYOND_S),
@@ -69,6 +70,20 @@ def _still_there(stage: Stage) -> list[str]:
     """Processes and folders of the steps; what the engine keeps ahead for later ones is none of them."""
     runner = stage.a_runner("one")
     return [what for what in stage.leftovers(runner) if what.startswith(("process", "folder"))]
+
+
+def _unproved(stage: Stage, receipt: str) -> list[Finding]:
+    """The receipt of the cancel has to say that nothing is left."""
+    stage.until(
+        lambda: stage.api.receipt(receipt)["state"] == "done",
+        6 * BEYOND_S,
+        "waiting for the receipt of the cancel",
+    )
+    found = stage.api.receipt(receipt)
+    left = [what for step in found["steps"] for what in step["leftovers"]]
+    if left:
+        return [Finding(Kind.LEFTOVER, f"the receipt of the cancel names {', '.join(left[:5])}")]
+    return [] if found["confirmed"] else [Finding(Kind.WRONG, "the receipt of the cancel is not confirmed")]
 
 
 def _ended_as(stage: Stage, build: str, name: str, status: str, reason: str) -> list[Finding]:
