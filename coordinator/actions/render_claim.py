@@ -8,7 +8,7 @@ from sqlmodel import Session
 from coordinator.actions.give_secrets import give_secrets
 from coordinator.rules.leases import lease_token
 from coordinator.site import Site
-from coordinator.store import artifacts, steps
+from coordinator.store import artifacts, rounds, steps
 from shared.protocol import Claim, InputFile, Limits, Mount, Source, Timings
 from shared.script import render_step_script, script_digest
 from shared.workflow import StepSpec
@@ -118,7 +118,7 @@ def _inputs(tx: Session, step: Any) -> list[InputFile]:
         raise TooManyInputs(
             f"the steps before this one hand on {count} outputs; a step takes at most {MAX_INPUTS}"
         )
-    behind = _all_behind(step.id, steps.list_dependencies(tx, step.build_id))
+    behind = _all_behind(step.id, _arrows(tx, step))
     producers = steps.list_steps_by_id(tx, sorted(behind))
     found = artifacts.list_artifacts_of_steps(tx, step.build_id, behind)
     found.sort(key=lambda row: (producers[row.step_id].rank, row.path))
@@ -134,6 +134,13 @@ def _inputs(tx: Session, step: Any) -> list[InputFile]:
         )
         for row in found
     ]
+
+
+def _arrows(tx: Session, step: Any) -> dict[str, list[str]]:
+    """Who depends on whom; once a build was retried, without the rows that were replaced."""
+    if step.round == 1:
+        return steps.list_dependencies(tx, step.build_id)
+    return rounds.list_latest_dependencies(tx, step.build_id)
 
 
 def _all_behind(step_id: str, arrows: dict[str, list[str]]) -> set[str]:

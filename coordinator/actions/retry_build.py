@@ -37,7 +37,7 @@ def retry_build(
     build = _hold_build(tx, caller, build_id)
     _require_retryable(build)
     current = steps.list_steps(tx, build_id)
-    arrows = steps.list_dependencies(tx, build_id)
+    arrows = rounds.list_latest_dependencies(tx, build_id)
     again = _to_run_again(current, arrows, which)
     _require_any(again, which)
     _require_outputs(build, [row for row in current if row.id not in again])

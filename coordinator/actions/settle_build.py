@@ -59,7 +59,7 @@ def _settle_dependents(tx: Session, build_id: str, ended_steps: Sequence[str], *
     skipped = [step_id for step_id, state in next_states.items() if state is StepState.SKIPPED]
     steps.move_steps(tx, ready, StepEvent.UNBLOCK, ready_at=now)
     if skipped:
-        lost = _with_all_behind(skipped, steps.list_dependencies(tx, build_id))
+        lost = _with_all_behind(skipped, rounds.list_latest_dependencies(tx, build_id))
         steps.move_steps(tx, lost, StepEvent.SKIP, finished_at=now)
 
 

@@ -23,6 +23,11 @@ _OF_BUILD = STEPS.c.build_id == given(STEPS.c.build_id)
 _LIST_ALL = select(STEPS).where(_OF_BUILD).order_by(STEPS.c.position, STEPS.c.round)
 _COUNT_ROWS = select(func.count()).where(_OF_BUILD)
 _COUNT_LATEST = select(STEPS.c.state, func.count()).where(_OF_BUILD, IS_LATEST).group_by(STEPS.c.state)
+_ARROWS = (
+    select(DEPENDENCIES.c.step_id, DEPENDENCIES.c.depends_on_id)
+    .join(STEPS, STEPS.c.id == DEPENDENCIES.c.step_id)
+    .where(DEPENDENCIES.c.build_id == given(DEPENDENCIES.c.build_id), IS_LATEST)
+)
 _DROP_ARROW = delete(DEPENDENCIES).where(
     DEPENDENCIES.c.step_id == given(DEPENDENCIES.c.step_id),
     DEPENDENCIES.c.depends_on_id == given(DEPENDENCIES.c.depends_on_id),
@@ -49,6 +54,14 @@ def count_latest_states(tx: Session, build_id: str) -> dict[StepState, int]:
     """How many steps stand where, each counted once, by its latest row."""
     counted = tx.connection().execute(_COUNT_LATEST, {"the_build_id": build_id})
     return {StepState(state): count for state, count in counted}
+
+
+def list_latest_dependencies(tx: Session, build_id: str) -> dict[str, list[str]]:
+    """The arrows from the latest row of each step: they lead to latest rows alone."""
+    arrows: dict[str, list[str]] = {}
+    for step_id, depends_on_id in tx.connection().execute(_ARROWS, {"the_build_id": build_id}):
+        arrows.setdefault(step_id, []).append(depends_on_id)
+    return arrows
 
 
 def list_latest_artifacts(tx: Session, build_id: str) -> list[Row[Any]]:

@@ -10,7 +10,7 @@ from coordinator.actions.cancel_build import cancel_build
 from coordinator.actions.retry_build import StepsToRetry, retry_build
 from coordinator.actions.show_build import show_all_rounds
 from coordinator.errors import Conflict
-from coordinator.store import steps
+from coordinator.store import rounds, steps
 from coordinator.store.dialect import Database
 from shared.readiness import build_outcome
 from shared.states import FINAL_STEP_STATES, StepState
@@ -147,7 +147,7 @@ class Story:
         assert shown == {name: row.id for name, row in latest.items()}
 
     def _check_arrows(self, latest: dict[str, Any]) -> None:
-        arrows = self.mill.tx(steps.list_dependencies, self.build.id)
+        arrows = self.mill.tx(rounds.list_latest_dependencies, self.build.id)
         for name, row in latest.items():
             assert set(arrows.get(row.id, [])) == {latest[other].id for other in self.graph[name]}
             if row.state == StepState.READY or row.state == StepState.SUCCEEDED:
