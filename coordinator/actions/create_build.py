@@ -78,7 +78,7 @@ def _canonical(site: Site, request: BuildRequest) -> BuildRequest:
         ("commit_hash", "commitHash", commit_hash),
     )
     faults = []
-    canonical: dict[str, str] = {}
+    canonical: dict[str, Any] = {}
     for field, wire_name, check in checks:
         value = getattr(request, field)
         if value is None:

@@ -52,7 +52,7 @@ def get_cancel(tx: Session, cancel_id: str) -> Row[Any]:
     return row
 
 
-def list_cancel_steps(tx: Session, cancel_id: str) -> list[Row[Any]]:
+def list_cancel_steps(tx: Session, cancel_id: str) -> list[Any]:
     """What is on the receipt, in the workflow's order, with the step and the attempt as they are now."""
     attempt = and_(ATTEMPTS.c.step_id == CANCEL_STEPS.c.step_id, ATTEMPTS.c.attempt == CANCEL_STEPS.c.attempt)
     statement = (

@@ -5,7 +5,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import or_, select, update
-from sqlalchemy.engine import Row
 from sqlmodel import Session
 
 from coordinator.rules.transitions import STEP_TRANSITIONS, StepEvent
@@ -31,7 +30,7 @@ def list_queue_limits(tx: Session) -> list[int]:
     return list(tx.connection().execute(statement).scalars())
 
 
-def list_queued(tx: Session, *, limit_s: int, before: datetime, limit: int) -> list[Row[Any]]:
+def list_queued(tx: Session, *, limit_s: int, before: datetime, limit: int) -> list[Any]:
     """Steps with this limit that have been ready, and free to be taken, since before that moment."""
     statement = (
         select(STEPS)
@@ -58,7 +57,7 @@ def fail_queued(tx: Session, step: Any, *, reason: str, now: datetime) -> bool:
     return tx.connection().execute(statement).rowcount == 1
 
 
-def list_overrun(tx: Session, *, now: datetime, delivery_limit: timedelta, limit: int) -> list[Row[Any]]:
+def list_overrun(tx: Session, *, now: datetime, delivery_limit: timedelta, limit: int) -> list[Any]:
     """Running steps whose runner should have ended them; those that only hand on have longer."""
     statement = (
         select(STEPS)
@@ -78,7 +77,7 @@ def list_overrun(tx: Session, *, now: datetime, delivery_limit: timedelta, limit
     return list(tx.connection().execute(statement).all())
 
 
-def list_unstarted(tx: Session, *, before: datetime, limit: int) -> list[Row[Any]]:
+def list_unstarted(tx: Session, *, before: datetime, limit: int) -> list[Any]:
     """Claims that a runner has prepared since before that moment and not started."""
     statement = (
         select(STEPS)
@@ -94,7 +93,7 @@ def list_unstarted(tx: Session, *, before: datetime, limit: int) -> list[Row[Any
     return list(tx.connection().execute(statement).all())
 
 
-def list_unlimited_builds(tx: Session, *, limit: int) -> list[Row[Any]]:
+def list_unlimited_builds(tx: Session, *, limit: int) -> list[Any]:
     """Builds that have begun, have a time limit, and do not yet know when it is over."""
     statement = (
         select(BUILDS.c.id, BUILDS.c.started_at, BUILDS.c.timeout_s)
@@ -118,7 +117,7 @@ def set_build_deadline(tx: Session, build_id: str, started_at: datetime, deadlin
     )
 
 
-def list_overdue_builds(tx: Session, *, now: datetime, limit: int) -> list[Row[Any]]:
+def list_overdue_builds(tx: Session, *, now: datetime, limit: int) -> list[Any]:
     """Running builds whose time is over and that have not been told."""
     statement = (
         select(BUILDS.c.id, BUILDS.c.project_id, BUILDS.c.started_at)

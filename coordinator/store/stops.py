@@ -1,12 +1,11 @@
 """Telling steps to stop: those that wait end at once, those that a runner holds are asked, and watched."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import and_, or_, select, update
-from sqlalchemy.engine import Row
 from sqlmodel import Session
 
 from coordinator.rules.limits import grace_seconds
@@ -18,9 +17,7 @@ STEPS = table_of(Step)
 STOP_LIMIT = timedelta(seconds=60)  # beyond the grace, until a runner that speaks must have stopped its step
 
 
-def end_waiting(
-    tx: Session, build_id: str, event: StepEvent, *, reason: str, now: datetime
-) -> list[Row[Any]]:
+def end_waiting(tx: Session, build_id: str, event: StepEvent, *, reason: str, now: datetime) -> list[Any]:
     """Cancel or skip the steps of this build that nobody holds at the moment of the statement itself."""
     sources, target = STEP_TRANSITIONS[event]
     statement = (
@@ -42,7 +39,7 @@ def request_stop(tx: Session, step_id: str, attempt: int, *, reason: str, now: d
     return bool(_request(tx, and_(STEPS.c.id == step_id, STEPS.c.attempt == attempt), reason=reason, now=now))
 
 
-def _request(tx: Session, which: Any, *, reason: str, now: datetime) -> Sequence[Row[Any]]:
+def _request(tx: Session, which: Any, *, reason: str, now: datetime) -> list[Any]:
     statement = (
         update(STEPS)
         .where(which, STEPS.c.state.in_(LEASED_STEP_STATES), STEPS.c.cancel_requested_at.is_(None))
@@ -55,7 +52,7 @@ def _request(tx: Session, which: Any, *, reason: str, now: datetime) -> Sequence
         by_grace[grace_seconds(step.spec)].append(step.id)
     for grace, step_ids in by_grace.items():
         _set_force_at(tx, step_ids, now + timedelta(seconds=grace) + STOP_LIMIT)
-    return asked
+    return list(asked)
 
 
 def _set_force_at(tx: Session, step_ids: Iterable[str], moment: datetime) -> None:
@@ -64,7 +61,7 @@ def _set_force_at(tx: Session, step_ids: Iterable[str], moment: datetime) -> Non
     )
 
 
-def list_leased(tx: Session, build_id: str) -> list[Row[Any]]:
+def list_leased(tx: Session, build_id: str) -> list[Any]:
     """The steps of this build that somebody holds."""
     statement = select(STEPS.c.id, STEPS.c.attempt).where(
         STEPS.c.build_id == build_id, STEPS.c.state.in_(LEASED_STEP_STATES)
@@ -72,9 +69,7 @@ def list_leased(tx: Session, build_id: str) -> list[Row[Any]]:
     return list(tx.connection().execute(statement).all())
 
 
-def list_unstopped(
-    tx: Session, *, now: datetime, silent_since: datetime | None, limit: int
-) -> list[Row[Any]]:
+def list_unstopped(tx: Session, *, now: datetime, silent_since: datetime | None, limit: int) -> list[Any]:
     """Leased steps that were told to stop and are waited for no longer, the oldest wish first.
 
     Those whose time is over, and, where `silent_since` is given, those whose runner was last heard before.
