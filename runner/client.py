@@ -78,6 +78,8 @@ class Client:
         self._http = connect(MOST_CONNECTIONS)
         # Uploads may take every connection there is; what keeps the attempts alive never waits for one.
         self._vital = connect(MOST_VITAL_CONNECTIONS)
+        self._is_away = False
+        self._returns = 0
 
     def close(self) -> None:
         self._http.close()
@@ -99,7 +101,16 @@ class Client:
         return Claims(claims=[]) if answer.status_code == 204 else _read(answer, Claims)
 
     def heartbeat(self, said: Heartbeat) -> Orders:
-        return self._post(paths.HEARTBEAT, said, Orders, through=self._vital)
+        """Also the watch on whether the coordinator is there: others need not find out by themselves."""
+        try:
+            orders = self._post(paths.HEARTBEAT, said, Orders, through=self._vital)
+        except Unreachable:
+            self._is_away = True
+            raise
+        if self._is_away:
+            self._is_away = False
+            self._returns += 1
+        return orders
 
     def resume(self, said: Resume) -> Orders:
         return self._post(paths.RESUME, said, Orders, through=self._vital)
@@ -241,10 +252,18 @@ class Client:
         try:
             answer = (through or self._http).request(method, path, **more)
         except httpx.HTTPError as error:
-            raise Unreachable(f"{method} {path}: {error or type(error).__name__}") from error
+            what = f"{method} {path}: {error or type(error).__name__}"
+            raise Unreachable(what, is_back=self._watch_for_return()) from error
         if answer.is_success or answer.status_code in accept:
             return answer
-        raise _error(answer)
+        refused = _error(answer)
+        if isinstance(refused, Unreachable) and refused.retry_after_s is None:
+            refused.is_back = self._watch_for_return()
+        raise refused
+
+    def _watch_for_return(self) -> Callable[[], bool]:
+        returns = self._returns
+        return lambda: self._returns > returns
 
 
 _JSON = {"Content-Type": "application/json"}

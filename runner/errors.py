@@ -12,6 +12,8 @@ RunnerError
 └── StepError        the step ends here, with a reason the user can read
 """
 
+from collections.abc import Callable
+
 from shared.reasons import Reason
 
 
@@ -20,11 +22,21 @@ class RunnerError(Exception):
 
 
 class Unreachable(RunnerError):
-    """The coordinator gave no usable answer; the same request may be sent again."""
+    """The coordinator gave no usable answer; the same request may be sent again.
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+    `is_back` tells, where it is known, that the coordinator had been away and has answered since.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        is_back: Callable[[], bool] | None = None,
+    ) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.is_back = is_back
 
 
 class Unauthorized(Unreachable):

@@ -41,9 +41,16 @@ def insist(
     """Repeat `send` until it is answered, with growing, jittered pauses.
 
     Raises LeaseLost as soon as `given_up` is set, GaveUp `last_words_s` after `stopping` was seen to be set,
-    and TooLate after `patience_s`; there is always one try.
+    and TooLate after `patience_s`; there is always one try. A pause ends early when the coordinator is back.
     """
     ends_at: float | None = None
+    is_back: Callable[[], bool] | None = None
+
+    def pause(state: RetryCallState) -> float:
+        nonlocal is_back
+        error = state.outcome.exception() if state.outcome else None
+        is_back = error.is_back if isinstance(error, Unreachable) else None
+        return pause_after(state, longest_s=longest_s)
 
     def is_stopping() -> bool:
         return stopping is not None and stopping.is_set()
@@ -52,7 +59,7 @@ def insist(
         deadline = time.monotonic() + (min(seconds, LAST_WORDS_PAUSE_S) if is_stopping() else seconds)
         was_stopping = is_stopping()
         while time.monotonic() < deadline and not given_up.is_set():
-            if is_stopping() and not was_stopping:
+            if (is_stopping() and not was_stopping) or (is_back is not None and is_back()):
                 return
             given_up.wait(min(0.5, max(0.0, deadline - time.monotonic())))
 
@@ -73,7 +80,7 @@ def insist(
 
     retrying = Retrying(
         retry=retry_if_exception_type(Unreachable),
-        wait=lambda state: pause_after(state, longest_s=longest_s),
+        wait=pause,
         stop=stop,
         sleep=sleep,
         before=before,

@@ -264,6 +264,35 @@ def test_a_registration_shows_the_token_only_where_there_is_one(network):
     client.close()
 
 
+def beat(client):
+    return client.heartbeat(Heartbeat(session="session-1"))
+
+
+def test_who_could_not_be_heard_is_told_when_heartbeats_are_answered_again(network, client):
+    network.post(url__regex="/complete$").mock(side_effect=httpx.ConnectError("away"))
+    network.post("/api/runner/heartbeat").mock(
+        side_effect=[httpx.ConnectError("away"), *[httpx.Response(200, json={"attempts": []})] * 3]
+    )
+    with pytest.raises(Unreachable):
+        beat(client)
+    with pytest.raises(Unreachable) as lost:
+        complete(client)
+
+    assert not lost.value.is_back()
+    beat(client)
+    assert lost.value.is_back()
+
+
+def test_a_request_that_fails_while_heartbeats_are_answered_keeps_its_pauses(network, client):
+    network.post(url__regex="/complete$").mock(side_effect=httpx.ConnectError("cut by a proxy"))
+    network.post("/api/runner/heartbeat").respond(200, json={"attempts": []})
+    with pytest.raises(Unreachable) as lost:
+        complete(client)
+
+    beat(client)
+    assert not lost.value.is_back()
+
+
 def test_a_heartbeat_hears_orders(network, client):
     order = {"stepId": "step-1", "attempt": 2, "action": "cancel", "reason": "cancelled", "graceS": 3}
     network.post("/api/runner/heartbeat").respond(200, json={"attempts": [order], "next": 2.5})

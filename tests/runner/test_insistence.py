@@ -74,6 +74,15 @@ def test_a_process_that_ends_tries_once_and_leaves_the_rest_to_the_next():
     assert insist(Answers("yes"), given_up=threading.Event(), stopping=stopping) == "yes"
 
 
+def test_a_long_pause_ends_when_the_coordinator_is_back():
+    """Somebody else has heard it: after an outage nobody sits out the rest of a minute."""
+    back = threading.Event()
+    threading.Timer(0.1, back.set).start()
+    ask = Answers(Unreachable("no", retry_after_s=600, is_back=back.is_set), "yes")
+
+    assert insist(ask, given_up=threading.Event()) == "yes"
+
+
 def test_last_words_are_repeated_for_a_moment():
     stopping = threading.Event()
     stopping.set()
