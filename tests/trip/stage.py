@@ -285,7 +285,7 @@ class Stage(User):
             "--executor",
             executor,
         ]
-        made = Process(self.folder, str(deaths), "--", *options, module="tests.trip.lives")
+        made = Process(self.folder, str(deaths), "runner", *options, module="tests.trip.lives")
         self._runners.append(made)
         return made
 

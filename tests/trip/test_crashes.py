@@ -9,7 +9,6 @@ import pytest
 
 from runner.journal import JournalPhase
 from tests.factories import ON_SQLITE, a_step
-from tests.runner.repositories import Repository
 from tests.runner.state_folder import a_state_folder
 from tests.trip.lives import AFTER as AFTER_EFFECT
 from tests.trip.lives import BEFORE as BEFORE_EFFECT
@@ -17,6 +16,7 @@ from tests.trip.lives import deaths_in
 from tests.trip.stage import Process, User, free_port, said_in, steps_of, until
 
 NUMBERS = "".join(f"{number}\n" for number in range(300))
+LOST_AFTER_S = 3
 ONCE = ["step.claimed", "step.started", "step.finished"]
 
 
@@ -39,18 +39,18 @@ def is_ready(user):
 class Machines:
     """A coordinator and a runner, each a process that can be killed and started again."""
 
-    def __init__(self, folder: Path, database: str = "") -> None:
+    def __init__(self, folder: Path, database: str = "", *, deaths: Path | None = None) -> None:
         self.folder = folder
         self._port = free_port()
         self._database = ["--database", database] if database else []
         self.user = User(f"http://127.0.0.1:{self._port}")
-        self.coordinator = self.start_coordinator()
+        self.coordinator = self.start_coordinator(deaths=deaths)
         self.runner = self.start_runner()
 
     def start_coordinator(self, *, deaths: Path | None = None) -> Process:
         """With `deaths` it is one that dies at the places which `lives` has for it."""
         options = ["--port", str(self._port), "--data", str(self.folder / "data"), *self._database]
-        env = {"BUILDMILL_HEARTBEAT": "0.5", "BUILDMILL_LOST_AFTER": "3"}
+        env = {"BUILDMILL_HEARTBEAT": "0.5", "BUILDMILL_LOST_AFTER": str(LOST_AFTER_S)}
         if deaths is None:
             self.coordinator = Process(self.folder, "coordinator", *options, env=env)
         else:
@@ -169,56 +169,49 @@ def test_a_secret_stays_masked_when_everybody_is_killed_and_it_gets_another_valu
 
 
 @pytest.fixture
-def on_sqlite():
+def folder():
     with a_state_folder() as folder:
-        made = Machines(folder)
-        with closing(made):
-            yield made
+        yield folder
 
 
-def test_a_coordinator_killed_around_the_effect_of_each_request_loses_nothing(on_sqlite):
+def test_a_coordinator_killed_around_the_effect_of_each_request_loses_nothing(folder):
     """What is committed is found again by the runner that repeats itself; what is not is done then."""
-    machines, deaths = on_sqlite, on_sqlite.folder / "deaths"
-    repository = Repository(machines.folder / "repository")
-    repository.commit({"file": "content"})
-    machines.coordinator.close()
-    machines.start_coordinator(deaths=deaths)
+    deaths = folder / "deaths"
+    with closing(machines := Machines(folder, deaths=deaths)):
+        build = machines.user.submit(a_talking_spec(folder))
+        until(lambda: machines.runner.output.count("step_completed") == 2, 90)
+        build = machines.user.await_end(build["id"])
 
-    spec = a_talking_spec(machines.folder)
-    build = machines.user.submit(spec, repoUrl=repository.url, branch="main")
-    build = machines.user.await_end(build["id"], 90)
-
-    assert_ran_once_and_whole(machines, build)
+        assert_ran_once_and_whole(machines, build)
+        machines.coordinator.kill()
     places = [f"before-{verb}" for verb in BEFORE_EFFECT] + [f"after-{verb}" for verb in AFTER_EFFECT]
     assert sorted(death.place for death in deaths_in(deaths)) == sorted(places)
 
 
-def test_an_outcome_waits_on_the_disk_for_the_coordinator_and_for_the_runner(on_sqlite):
+def test_an_outcome_waits_on_the_disk_for_the_coordinator_and_for_the_runner(folder):
     """The outage is longer than the time after which a silent runner is given up."""
-    machines, go = on_sqlite, on_sqlite.folder / "go"
-    script = (
-        f"echo x >> {machines.folder}/ran; echo begun; until test -e {go}; do sleep 0.02; done; echo ended"
-    )
-    build = machines.user.submit([a_step("a", runScript=f"{script}; echo x > out", outputPaths=["out"])])
-    step_id = build["steps"][0]["id"]
-    machines.user.await_log(step_id, b"begun")
+    go = folder / "go"
+    script = f"echo x >> {folder}/ran; echo begun; until test -e {go}; do sleep 0.02; done; echo x > out"
+    with closing(machines := Machines(folder)):
+        user = machines.user
+        build = user.submit([a_step("a", runScript=f"{script}; echo ended", outputPaths=["out"])])
+        step_id = build["steps"][0]["id"]
+        user.await_log(step_id, b"begun")
 
-    machines.coordinator.kill()
-    outage = time.monotonic()
-    go.touch()
-    until(lambda: "uploading" in phases_in(machines.folder / "r"))
-    machines.runner.kill()
-    machines.start_runner()
-    until(lambda: time.monotonic() - outage > 4)
-    machines.start_coordinator()
-    back = time.monotonic()
-    build = machines.user.await_end(build["id"])
+        machines.coordinator.kill()
+        outage = time.monotonic()
+        go.touch()
+        until(lambda: "uploading" in phases_in(folder / "r"))
+        machines.runner.kill()
+        machines.start_runner()
+        until(lambda: time.monotonic() - outage > LOST_AFTER_S + 1)
+        machines.start_coordinator()
+        build = user.await_end(build["id"])
 
-    assert build["status"] == "SUCCESS", machines.user.tell(build["id"])
-    assert (machines.folder / "ran").read_text() == "x\n"
-    assert said_in(machines.user.log(step_id)) == b"begun\nended\n"
-    assert machines.user.transitions(step_id) == ONCE
-    assert time.monotonic() - back < 15
+        assert build["status"] == "SUCCESS", user.tell(build["id"])
+        assert (folder / "ran").read_text() == "x\n"
+        assert said_in(user.log(step_id)) == b"begun\nended\n"
+        assert user.transitions(step_id) == ONCE
 
 
 # A runner that is killed at every phase.
