@@ -375,6 +375,7 @@ class DockerExecutor:
         if holder and self._inspect(holder) is not None:
             found.append(f"container {holder}")
         found += [f"network {one['Name']}" for one in networks]
+        found += [f"secrets of {job.name}"] if self._secret_files.stands(job.name) else []
         return found + [f"volume {name}" for name in {*known, *(one["Name"] for one in volumes)}]
 
     def _has_volume(self, name: str) -> bool:

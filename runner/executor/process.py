@@ -157,6 +157,7 @@ class ProcessExecutor:
     def remains(self, job: Job) -> list[str]:
         mark = f"{MARK}={job.attempt_dir}".encode()
         found = [f"process {pid}" for pid in _all_pids() if _has_mark(pid, mark)]
+        found += [f"secrets of {job.name}"] if self._secret_files.stands(job.name) else []
         return found + ([f"record {job.name}"] if (self._records / job.name).exists() else [])
 
     def leftovers(self) -> list[Leftover]:

@@ -77,6 +77,10 @@ class SecretFiles:
             unmount(path.parent)  # a container that has the file keeps its own mount of it
             path.parent.rmdir()
 
+    def stands(self, name: str) -> bool:
+        """Whether a file of this attempt, or the place that was made for one, is still there."""
+        return self._find(name) is not None
+
     def _find(self, name: str) -> Path | None:
         """Where the file of this attempt lies or is to lie, if a place was made, in this life or before."""
         own = self._own / name
