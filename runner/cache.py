@@ -50,6 +50,9 @@ DEFAULT_MAX_BYTES = 20 * 1024**3
 STOP_TIMEOUT_S = 10.0
 LOCK_TIMEOUT_S = 60.0
 LOCK_PAUSE_S = 0.002
+# The content of layers up to this size is looked at as well; of larger ones names, sizes, times and modes.
+MOST_READ_BYTES = 64 * 1024**2
+MOST_READ_ENTRIES = 2_000
 # A layer that nobody names may be about to be named by another process's squash.
 UNTOUCHABLE_S = 3600.0
 
@@ -346,7 +349,7 @@ class CacheStore:
     def _publish_folder(self, cache: OpenCache, changed: Path) -> None:
         _sync_changes(changed)
         size = measure(changed)
-        layer = Layer(new_id(), size.bytes, size.entries, _shape(changed))
+        layer = Layer(new_id(), size.bytes, size.entries, _shape(changed, size))
         below = cache.base if self._layers.mode == "overlay" else ()
         with self._locked():
             if not all((self._pool / name.name).is_dir() for name in below):
@@ -359,7 +362,7 @@ class CacheStore:
 
     def _replace_tail(self, key: str, before: Generation, part: Path, size: TreeSize) -> bool:
         """Put the merged layer in place of those it shows, if they are still this key's lowest."""
-        merged = Layer(new_id(), size.bytes, size.entries, _shape(part))
+        merged = Layer(new_id(), size.bytes, size.entries, _shape(part, size))
         with self._locked():
             now = self._read_generation(key)
             if now is None or now.names[-len(before.names) :] != before.names:
@@ -446,16 +449,14 @@ class CacheStore:
         return found
 
     def _put_aside_if_damaged(self, key: str) -> None:
-        """Look once in the life of this process whether each layer is as it was written.
-
-        Names, sizes, times and modes are compared: content would have to be read as a whole.
-        """
+        """Look once in the life of this process whether each layer is as it was written."""
         found = self._read_generation(key)
         for layer in found.layers if found is not None else ():
             if not layer.shape or layer.name in self._sound:
                 continue
             try:
-                is_sound = _shape(self._pool / layer.name, layer.entries) == layer.shape
+                written = TreeSize(layer.entries, layer.bytes)
+                is_sound = _shape(self._pool / layer.name, written) == layer.shape
             except OSError as error:
                 log.warning("a layer cannot be looked through", layer=layer.name, cause=str(error))
                 continue  # what is missing altogether is found when the layers are pinned
@@ -608,17 +609,32 @@ def _signature(root: Path) -> str:
     return _digest(*rows, "", *folders)
 
 
-def _shape(root: Path, most_entries: int | None = None) -> str:
-    """Equal as long as no entry below has another name, kind, mode, size or, for files, time."""
+def _shape(root: Path, written: TreeSize) -> str:
+    """Equal as long as no entry below has another name, kind, mode, size, time or, in a small one, content.
+
+    `written` says how much was written at first: more than that is not looked at.
+    """
+    reads = written.bytes <= MOST_READ_BYTES and written.entries <= MOST_READ_ENTRIES
     rows: list[str] = []
     skipped = len(os.fspath(root)) + 1
     for path, found in walk(root):
         is_file = stat.S_ISREG(found.st_mode)
-        size_and_time = f"{found.st_size}\0{found.st_mtime_ns}" if is_file else ""
-        rows.append(f"{path[skipped:]}\0{found.st_mode}\0{size_and_time}")
-        if most_entries is not None and len(rows) > most_entries:
-            return ""  # more than were ever written
+        details = f"{found.st_size}\0{found.st_mtime_ns}" if is_file else ""
+        content = _digest_of_file(path) if reads and is_file else ""
+        rows.append(f"{path[skipped:]}\0{found.st_mode}\0{details}\0{content}")
+        if len(rows) > written.entries:
+            return ""
     return _digest(*sorted(rows))
+
+
+def _digest_of_file(path: str) -> str:
+    """Nothing for a file that this user may not read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except PermissionError:
+        return ""
+    with os.fdopen(fd, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_changes(folder: Path) -> None:

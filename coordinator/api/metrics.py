@@ -49,7 +49,7 @@ def render_metrics(measure: Measure, tally: Tally, waiting: Mapping[str, int]) -
                 "completions_total",
                 "counter",
                 "Completions that this process accepted since its start",
-                _by("status", tally.completions),
+                _by("status", {"failed": 0, "success": 0} | tally.completions),
             ),
             _family(
                 "database_waiting",

@@ -208,7 +208,7 @@ def test_a_flipped_bit_in_a_manifest_is_seen(bench: Bench) -> None:
 
 @pytest.mark.threat("D15")
 @pytest.mark.threat("H07")
-@pytest.mark.parametrize("damage", ["cut", "gone", "more", "closed", "emptied"])
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "more", "closed", "emptied"])
 def test_a_layer_that_is_not_as_it_was_written_is_a_cold_start_and_never_a_part(
     bench: Bench, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -216,7 +216,11 @@ def test_a_layer_that_is_not_as_it_was_written_is_a_cold_start_and_never_a_part(
     bench.step({"b": "2"})
     bench.store.evict()  # a copy leaves the layers below it to nobody
     [place] = (bench.state / "cache/layers").glob("*/a/x")
-    if damage == "cut":
+    if damage == "flipped":
+        before = place.stat()
+        place.write_text("1235")
+        os.utime(place, ns=(before.st_atime_ns, before.st_mtime_ns))
+    elif damage == "cut":
         place.write_text("12")
     elif damage == "gone":
         place.unlink()
