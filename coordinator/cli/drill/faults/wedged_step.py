@@ -14,6 +14,7 @@ GRACE_S = 3
 DEFAULT_GRACE_S = 10
 BEYOND_S = 5.0
 LIMIT_S = 4
+LATEST_BEAT = 1.2  # heartbeats come a fifth earlier or later
 
 _WEDGE = """\
 trap '' TERM INT HUP
@@ -38,32 +39,45 @@ def cause(stage: Stage) -> Seen:
     stage.await_lines(limited, ["b"], 60)
     time.sleep(1.0)  # they stop themselves half a second after their line
 
-    receipt = stage.api.cancel(cancelled)
+    cancel_id = stage.api.cancel(cancelled)
     asked = time.monotonic()
-    patience_s = grace_s + 6 * BEYOND_S
+    heard_s = LATEST_BEAT * stage.timings.heartbeat_s + 1
+    patience_s = heard_s + grace_s + 5 * BEYOND_S
     stage.await_end(cancelled, patience_s)
-    cancelled_s = time.monotonic() - asked
     stage.await_end(limited, LIMIT_S + patience_s)
-    limited_s = _ran_s(stage.step(limited, "b")) - LIMIT_S
     findings = _ended_as(stage, cancelled, "a", "CANCELLED", "cancelled")
     findings += _ended_as(stage, limited, "b", "FAILED", "timeout")
     stage.until(lambda: not _still_there(stage), patience_s, "waiting for what is left of the steps to go")
     cleaned_s = time.monotonic() - asked
-    findings += _unproved(stage, receipt)
-    findings += stage.end_runner(runner)
+    receipt = _receipt(stage, cancel_id, patience_s)
+    findings += [*_unproved(receipt), *stage.end_runner(runner)]
     figures = (
-        Figure("cancelled step dead", cancelled_s, grace_s + BEYOND_S),
-        Figure("step beyond its limit dead", limited_s, grace_s + BEYOND_S),
-        Figure("machine clean", cleaned_s, LIMIT_S + grace_s + BEYOND_S),
+        *_cancel_figures(receipt, heard_s, grace_s + BEYOND_S),
+        Figure("step beyond its limit dead", _ran_s(stage.step(limited, "b")) - LIMIT_S, grace_s + BEYOND_S),
+        Figure("machine clean", cleaned_s, max(float(LIMIT_S), heard_s) + grace_s + BEYOND_S),
     )
     histories = tuple(stage.api.history(stage.project_id, build) for build in (cancelled, limited))
     return Seen(figures, tuple(findings), histories, f"a grace of {grace_s:g} s")
 
 
+def _cancel_figures(receipt: dict[str, Any], heard_s: float, dead_s: float) -> list[Figure]:
+    """By the receipt: the runner hears of the cancel at its next heartbeat, and then the grace begins."""
+    step = receipt["steps"][0]
+    if "termAt" not in step or "deadAt" not in step:
+        return []
+    return [
+        Figure("cancel heard", _seconds(receipt["requestedAt"], step["termAt"]), heard_s),
+        Figure("cancelled step dead", _seconds(step["termAt"], step["deadAt"]), dead_s),
+    ]
+
+
 def _ran_s(step: dict[str, Any]) -> float:
     """How long it ran by the coordinator's clock."""
-    began, ended = (datetime.fromisoformat(step[name]) for name in ("startedAt", "finishedAt"))
-    return (ended - began).total_seconds()
+    return _seconds(step["startedAt"], step["finishedAt"])
+
+
+def _seconds(began: str, ended: str) -> float:
+    return (datetime.fromisoformat(ended) - datetime.fromisoformat(began)).total_seconds()
 
 
 def _still_there(stage: Stage) -> list[str]:
@@ -72,18 +86,28 @@ def _still_there(stage: Stage) -> list[str]:
     return [what for what in stage.leftovers(runner) if what.startswith(("process", "folder"))]
 
 
-def _unproved(stage: Stage, receipt: str) -> list[Finding]:
-    """The receipt of the cancel has to say that nothing is left."""
-    stage.until(
-        lambda: stage.api.receipt(receipt)["state"] == "done",
-        6 * BEYOND_S,
-        "waiting for the receipt of the cancel",
-    )
-    found = stage.api.receipt(receipt)
-    left = [what for step in found["steps"] for what in step["leftovers"]]
-    if left:
-        return [Finding(Kind.LEFTOVER, f"the receipt of the cancel names {', '.join(left[:5])}")]
-    return [] if found["confirmed"] else [Finding(Kind.WRONG, "the receipt of the cancel is not confirmed")]
+def _receipt(stage: Stage, cancel_id: str, patience_s: float) -> dict[str, Any]:
+    """The receipt of the cancel, once its runner has told everything."""
+
+    def done() -> dict[str, Any]:
+        found = stage.api.receipt(cancel_id)
+        return found if found["state"] == "done" else {}
+
+    return stage.until(done, patience_s, "waiting for the receipt of the cancel")
+
+
+def _unproved(receipt: dict[str, Any]) -> list[Finding]:
+    """The receipt has to say that it is certain that nothing is left."""
+    step = receipt["steps"][0]
+    findings = [
+        Finding(Kind.LEFTOVER, f"the receipt of the cancel names {what}") for what in step["leftovers"]
+    ]
+    missing = [name for name in ("termAt", "deadAt", "cleanedAt") if name not in step]
+    if missing:
+        findings.append(Finding(Kind.WRONG, f"the receipt of the cancel lacks {', '.join(missing)}"))
+    if not receipt["confirmed"]:
+        findings.append(Finding(Kind.WRONG, "the receipt of the cancel is not confirmed"))
+    return findings
 
 
 def _ended_as(stage: Stage, build: str, name: str, status: str, reason: str) -> list[Finding]:
