@@ -7,15 +7,16 @@ from sqlmodel import Session
 
 from coordinator.actions.settle_build import settle_build
 from coordinator.rules.access import Caller
+from coordinator.rules.limits import event_of_stop
 from coordinator.rules.transitions import StepEvent
 from coordinator.store import attempts, audit, builds, steps
-from shared.states import StepState
+from shared.states import FINAL_STEP_STATES, StepState
 
 
 def requeue_claim(
     tx: Session, caller: Caller, step: Any, *, outcome: str, detail: str | None, now: datetime
 ) -> bool:
-    """Ready again with no retry consumed, or cancelled if that was asked for.
+    """Ready again with no retry consumed, or at its end if it was told to stop.
 
     `step` is the row as it was found; False when its runner has been heard since, or it has moved on.
     """
@@ -33,11 +34,12 @@ def requeue_claim(
             not_before=now,
         )
     else:
-        outcome = StepState.CANCELLED
+        event = event_of_stop(current.cancel_reason)
+        outcome = StepState.FAILED if event is StepEvent.FAIL else StepState.CANCELLED
         moved = steps.move_step(
             tx,
             step.id,
-            StepEvent.CANCEL,
+            event,
             attempt=step.attempt,
             unheard_since=step.last_seen_at,
             finished_at=now,
@@ -54,7 +56,7 @@ def requeue_claim(
             log_size=current.log_size,
         )
         _record(tx, caller, step, outcome, detail or current.cancel_reason, now=now)
-        if outcome == StepState.CANCELLED:
+        if outcome in FINAL_STEP_STATES:
             settle_build(tx, step.build_id, [step.id], reason=current.cancel_reason, now=now)
     return moved
 
@@ -62,7 +64,7 @@ def requeue_claim(
 def _record(
     tx: Session, caller: Caller, step: Any, outcome: str, reason: str | None, *, now: datetime
 ) -> None:
-    if outcome == StepState.CANCELLED:
+    if outcome in FINAL_STEP_STATES:
         audit.record_step(tx, caller, "step.finished", step, now=now, state=str(outcome), reason=reason)
     elif outcome == "released":
         audit.record_step(tx, caller, "step.released", step, now=now, reason=reason)

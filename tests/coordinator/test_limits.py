@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from coordinator.actions.release_step import release_step
 from coordinator.actions.renew_leases import renew_leases
 from shared.protocol import Action, Heartbeat, Phase
 from tests.factories import Api, Held, Mill, a_spec, a_step
@@ -209,6 +210,17 @@ def test_a_claim_that_is_never_started_does_not_live_for_ever(mill: Mill) -> Non
 
     step = mill.step(held.step_id)
     assert (step.state, step.reason) == ("failed", "pull_timeout")
+
+
+def test_a_claim_that_is_given_back_when_its_time_is_over_has_failed(mill: Mill) -> None:
+    held = mill.an_acquired_step([a_step("test", pullTimeoutSeconds=60)])
+    keep_beating(mill, held, 3700, Phase.PULLING)
+
+    mill.now(release_step, mill.site, held.runner.caller, held.step_id, held.proof, reason="")
+
+    step = mill.step(held.step_id)
+    assert (step.state, step.reason) == ("failed", "pull_timeout")
+    assert mill.build(step.build_id).state == "failed"
 
 
 def test_how_far_a_runner_is_can_be_seen(mill: Mill) -> None:
