@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from runner.layers import CopyLayers, Layers, OverlayLayers
 from runner.mounts import mounts_below, unmount
 
 MODES = ("overlay", "copy")
+NOBODY = 65534
 
 
 @contextmanager
@@ -64,3 +65,20 @@ def read_tree(root: Path) -> dict[str, str]:
             elif place.is_file():
                 seen[str(place.relative_to(root))] = place.read_text()
     return seen
+
+
+def as_nobody(act: Callable[[], None]) -> int:
+    """Do it in a process without rights, and return how that ended."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            act()
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)

@@ -5,14 +5,14 @@ import socket
 import stat
 import threading
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import pytest
 
 from runner.trash import GET_FLAGS, SET_FLAGS, Trash, remove_tree
-from tests.runner.state_folder import a_state_folder, layers_of, write_tree
+from tests.runner.state_folder import NOBODY, a_state_folder, as_nobody, layers_of, needs_root, write_tree
 
 
 @pytest.fixture
@@ -110,9 +110,6 @@ def a_stubborn_tree(root: Path) -> None:
     root.chmod(0)
 
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-
-
 @needs_root
 def test_what_steps_leave_never_withstands(state: Path) -> None:
     trash = Trash(state)
@@ -172,32 +169,12 @@ def test_a_runner_without_root_removes_what_its_own_steps_left() -> None:
         assert list((state / "trash").iterdir()) == []
 
 
-NOBODY = 65534
-
-
 def throw_and_empty(state: Path) -> None:
     trash = Trash(state)
     a_stubborn_tree(state / "a")
     trash.throw(state / "a")
     trash.empty()
     assert not (state / "a").exists()
-
-
-def as_nobody(act: Callable[[], None]) -> int:
-    """Do it in a process without rights, and return how that ended."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
-            act()
-            code = 0
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
 
 
 def test_whoever_waits_for_the_trash_is_told_when_it_is_empty(state: Path) -> None:
