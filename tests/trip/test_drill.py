@@ -19,7 +19,7 @@ import pytest
 
 from coordinator.store.dialect import open_database
 from tests.factories import a_step
-from tests.trip.stage import ROOT, Stage, a_stage, free_port, until
+from tests.trip.stage import ROOT, Process, Stage, a_stage, free_port, until
 
 SHORT = {"lost_after": 3.0, "claim_ttl": 1.0, "amnesty": 0.0}
 THIRDS = (
@@ -209,6 +209,25 @@ def test_a_coordinator_that_takes_every_completion_is_found_out(stage: Stage) ->
     assert code == 1
     assert "duplicate: a second, other outcome was taken" in said
     assert "duplicate: the late completion is answered with 200" in said
+
+
+def test_a_coordinator_that_wants_tokens_is_tried_with_one(stage: Stage) -> None:
+    port, data = free_port(), stage.folder / "tokens"
+    coordinator = Process(
+        stage.folder, "coordinator", "--port", str(port), "--data", str(data), "--auth", "token"
+    )
+    address, only = f"http://127.0.0.1:{port}", ["--only", "killed-runner", "--steps", "1"]
+    token = ["--token-file", str(data / "keys" / "admin-token")]
+    try:
+        until(lambda: "coordinator: http" in coordinator.output, told=lambda: coordinator.output)
+
+        refused = Drill(stage.folder, address, *only).wait()
+        held = Drill(stage.folder, address, *only, *token).wait()
+    finally:
+        coordinator.close()
+
+    assert (refused[0], held[0]) == (2, 0), refused[1] + held[1]
+    assert "--token-file has to name a file" in refused[1]
 
 
 @pytest.mark.parametrize(

@@ -211,12 +211,13 @@ class Stage:
             ("the builds", self.cancel_builds),
             ("the drill's client", self._close_bare),
             ("the runners", self._end_runners),
+            ("what the engine has of them", self._clear_engine),
             ("the project", self._delete_project),
             ("the folder", self._remove_folder),
         ):
             try:
                 undo()
-            except (DrillError, OSError, httpx.HTTPError) as error:
+            except (DrillError, OSError, subprocess.SubprocessError, httpx.HTTPError) as error:
                 problems.append(f"{what} could not be removed: {error}")
         self.api.close()
         if self.engine is not None:
@@ -231,6 +232,12 @@ class Stage:
         deadline = time.monotonic() + ENDED_S
         for runner in self._runners.values():
             runner.end(self.wish.address, within_s=deadline - time.monotonic())
+        left = [pid for runner in self._runners.values() for pid, _ in processes_of(runner.state)]
+        if left:
+            raise NotSeen(f"processes of steps do not end: {left}")
+
+    def _clear_engine(self) -> None:
+        for runner in self._runners.values():
             runner_id = self.api.runner_id(runner.name)
             if self.engine is not None and runner_id:
                 self.engine.remove_all_of(runner_id)
