@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 ENV_VALUE_LIMIT = 128 * 1024 - 1  # the longest string that Linux hands to a program
 ENV_TOTAL_LIMIT = 256 * 1024
 SECRET_VALUE_LIMIT = 64 * 1024
-SECRETS_TOTAL_LIMIT = 512 * 1024
+SECRETS_TOTAL_LIMIT = 64 * 1024  # of one step: masking takes time and memory for each byte of them
 _ENV_NAME_LIMIT = 256
 _BRANCH_LIMIT = 244
 _URL_LIMIT = 2048

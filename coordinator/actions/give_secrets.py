@@ -33,7 +33,7 @@ def give_secrets(tx: Session, site: Site, step: Any, build: Any, names: Sequence
     if missing is not None:
         raise SecretsRefused(f"the project has no secret {missing}")
     values = {name: _open(site, rows[name]) for name in names}
-    if sum(len(name) + len(value.encode()) + 1 for name, value in values.items()) > SECRETS_TOTAL_LIMIT:
+    if sum(len(value.encode()) for value in values.values()) > SECRETS_TOTAL_LIMIT:
         raise SecretsRefused(f"the step's secrets are longer than {SECRETS_TOTAL_LIMIT} bytes together")
     if not given:
         project_secrets.note_given(tx, step.id, step.attempt, [rows[name].id for name in names])
