@@ -37,6 +37,7 @@ log = structlog.get_logger()
 FIRST_AFTER_S = 60.0
 EVERY_S = 300.0
 SWEEP_EVERY_S = 6 * 3600.0
+UPLOAD_LIFE_S = 24 * 3600.0
 PAUSE_S = 0.05
 MARKS_AT_ONCE = 50
 BUILDS_AT_ONCE = 500
@@ -126,13 +127,15 @@ class Upkeep:
 
     async def _delete_marked(self, build: retention.Marked) -> None:
         """Artifacts, then logs, then the build. The files of logs go before the rows that lead to them."""
-        await self._delete_rows(build, Part.ARTIFACTS)
+        if build.has_artifacts:
+            await self._delete_rows(build, Part.ARTIFACTS)
         if build.is_whole:
             await asyncio.to_thread(self.logs.remove_build, build.id)
         else:
             logs = await self.lanes.read(partial(retention.list_expired_logs, build_id=build.id))
             await asyncio.to_thread(self._remove_logs, build.id, logs)
-        await self._delete_rows(build, Part.LOGS)
+        if build.has_logs:
+            await self._delete_rows(build, Part.LOGS)
         if build.is_whole:
             await self._write(delete_expired, build.id, Part.BUILD, now=self.clock())
 
@@ -186,6 +189,8 @@ class Upkeep:
                 await self._write(retention.mark_unused, project_id, digests, now=now)
 
     async def _drop_orphans(self) -> None:
+        swept = partial(self.blobs.sweep, older_than_s=UPLOAD_LIFE_S, now_s=time.time())
+        self.done.orphans += await asyncio.to_thread(swept)
         age = {
             "older_than_s": max(1, self.settings.retain_unused_hours) * 3600.0,
             "now_s": time.time(),
