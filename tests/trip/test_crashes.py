@@ -41,15 +41,15 @@ class Machines:
 
     def __init__(self, folder: Path, database: str = "", *, deaths: Path | None = None) -> None:
         self.folder = folder
-        self._port = free_port()
+        self.port = free_port()
         self._database = ["--database", database] if database else []
-        self.user = User(f"http://127.0.0.1:{self._port}")
+        self.user = User(f"http://127.0.0.1:{self.port}")
         self.coordinator = self.start_coordinator(deaths=deaths)
         self.runner = self.start_runner()
 
     def start_coordinator(self, *, deaths: Path | None = None) -> Process:
         """With `deaths` it is one that dies at the places which `lives` has for it."""
-        options = ["--port", str(self._port), "--data", str(self.folder / "data"), *self._database]
+        options = ["--port", str(self.port), "--data", str(self.folder / "data"), *self._database]
         env = {"BUILDMILL_HEARTBEAT": "0.5", "BUILDMILL_LOST_AFTER": str(LOST_AFTER_S)}
         if deaths is None:
             self.coordinator = Process(self.folder, "coordinator", *options, env=env)
@@ -310,6 +310,7 @@ def test_a_runner_killed_before_and_after_each_line_of_its_journal_goes_on_where
 
     assert_each_ran_once(stage, build, names)
     assert [death.place for death in deaths_in(deaths)] == names, runner.output[-2000:]
+    until(lambda: len(stage.gate.times_of("resume")) > len(names), 20)
     resumed = stage.gate.times_of("resume")
     for death in deaths_in(deaths):
         assert any(0 < came - death.at < 10 for came in resumed), death

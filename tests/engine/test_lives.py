@@ -1,0 +1,123 @@
+"""Steps in containers whose runner is killed, stopped or cut off, and goes on with them."""
+
+import signal
+import time
+
+import docker
+import pytest
+
+from tests.factories import a_step
+from tests.trip.lives import deaths_in
+from tests.trip.stage import an_engine_stage, said_in, steps_of, until
+
+pytestmark = pytest.mark.engine
+
+ONCE = ["step.claimed", "step.started", "step.finished"]
+PLACES = [
+    "after-creating-1",  # nothing is made yet
+    "before-running-1",  # the container is made and may start
+    "after-running-1",  # it counts as running and is not started
+    "before-exited-1",  # the script has ended and nobody wrote that down
+    "after-exited-1",
+    "after-uploading-1",
+    "after-completing-1",
+    "before-done-1",  # the outcome was told and nobody wrote that down
+]
+
+
+@pytest.fixture
+def engine():
+    api = docker.APIClient(version="auto")
+    yield api
+    api.close()
+
+
+def containers_of(engine, step_id):
+    return engine.containers(all=True, filters={"label": f"buildmill.step={step_id}"})
+
+
+def test_a_runner_killed_around_the_lines_of_its_journal_runs_no_container_twice(engine):
+    with an_engine_stage() as stage:
+        deaths = stage.folder / "deaths"
+        mark = "echo x >> /cache/$BUILDMILL_STEP; wc -l < /cache/$BUILDMILL_STEP; echo y > out"
+        spec = [
+            a_step(
+                place, PLACES[number - 1 : number], runScript=mark, outputPaths=["out"], cacheDirs=["/cache"]
+            )
+            for number, place in enumerate(PLACES)
+        ]
+        build = stage.submit(spec)
+
+        runner = stage.a_runner_with_many_lives(deaths, executor="docker")
+        build = stage.await_end(build["id"], 100)
+
+        assert build["status"] == "SUCCESS", stage.tell(build["id"]) + runner.output[-2000:]
+        assert [death.place for death in deaths_in(deaths)] == PLACES
+        until(lambda: len(stage.gate.times_of("resume")) > len(PLACES), 20)
+        resumed = stage.gate.times_of("resume")
+        for death in deaths_in(deaths):
+            assert any(0 < came - death.at < 10 for came in resumed), death
+        for name, step in steps_of(build).items():
+            assert said_in(stage.log(step["id"])) == b"1\n", name
+            assert stage.transitions(step["id"]) == ONCE, name
+            until(lambda step=step: not containers_of(engine, step["id"]), 20)
+
+
+def test_a_runner_that_was_stopped_past_its_lease_kills_its_container_and_changes_nothing(engine):
+    with an_engine_stage(lost_after=3.0, amnesty=0.0) as stage:
+        script = 'echo attempt $BUILDMILL_ATTEMPT; test "$BUILDMILL_ATTEMPT" = 2 && sleep 6 || sleep 600'
+        zombie = stage.a_runner_process("--slots", "1", machine="one", executor="docker")
+        build = stage.submit([a_step("a", runScript=script)])
+        step_id = build["steps"][0]["id"]
+        stage.await_log(step_id, b"attempt 1")
+        (container,) = containers_of(engine, step_id)
+
+        zombie.send(signal.SIGSTOP)
+        stage.a_runner("two", executor="docker")
+        stage.await_log(step_id, b"attempt 2", 40)
+        zombie.send(signal.SIGCONT)
+        until(lambda: not engine.containers(all=True, filters={"id": container["Id"]}), 15)
+        build = stage.await_end(build["id"])
+
+        step = build["steps"][0]
+        assert (build["status"], step["attempt"]) == ("SUCCESS", 2), stage.tell(build["id"])
+        assert [found["outcome"] for found in step["attempts"]] == ["lost", "succeeded"]
+        assert said_in(stage.log(step_id)) == b"attempt 2\n"
+
+
+def test_a_container_that_an_operator_removes_is_named_and_run_again(engine):
+    with an_engine_stage() as stage:
+        stage.a_runner("r", executor="docker")
+        build = stage.submit([a_step("a", runScript="echo begun; sleep 600")])
+        step_id = build["steps"][0]["id"]
+        stage.await_log(step_id, b"begun")
+
+        (container,) = containers_of(engine, step_id)
+        engine.remove_container(container["Id"], force=True)
+        stage.await_step(build["id"], "a", "PENDING")
+
+        step = stage.api.build(build["id"])["steps"][0]
+        assert [found["reason"] for found in step["attempts"]] == ["container_vanished"]
+        stage.cancel(build["id"])
+
+
+def test_a_container_goes_on_while_one_version_takes_over_from_the_other(engine):
+    with an_engine_stage() as stage:
+        talk = "i=0; while [ $i -lt 150 ]; do echo $i; i=$((i+1)); sleep 0.02; done; echo x > out"
+        build = stage.submit([a_step("a", runScript=talk, outputPaths=["out"])])
+        step_id = build["steps"][0]["id"]
+        first = stage.a_runner_process(executor="docker")
+        stage.await_log(step_id, b"\n10\n")
+        (container,) = containers_of(engine, step_id)
+
+        second = stage.a_runner_process("--handover", executor="docker")
+        assert first.wait() == 0, second.output
+        left = time.monotonic()
+        until(lambda: "attempt_adopted" in second.output, told=lambda: second.output)
+        assert time.monotonic() - left < 10
+        build = stage.await_end(build["id"])
+
+        assert build["status"] == "SUCCESS", stage.tell(build["id"])
+        assert said_in(stage.log(step_id)) == "".join(f"{n}\n" for n in range(150)).encode()
+        assert stage.transitions(step_id) == ONCE
+        assert container["Id"] not in [found["Id"] for found in containers_of(engine, step_id)]
