@@ -32,15 +32,22 @@ IMAGE = "buildmill/busybox:1"
 class SecondEngine:
     """An engine that may be killed: nothing of it is shared with the machine's own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         self.folder = folder
+        self._options = options
         self.url = f"unix://{folder}/engine.sock"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         (self.folder / "engine.pid").unlink(missing_ok=True)
         argv = ["unshare", "--net", "dockerd", "--host", self.url, "--data-root", f"{self.folder}/data"]
-        argv += ["--exec-root", f"{self.folder}/exec", "--pidfile", f"{self.folder}/engine.pid"]
+        argv += [
+            "--exec-root",
+            f"{self.folder}/exec",
+            "--pidfile",
+            f"{self.folder}/engine.pid",
+            *self._options,
+        ]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         until = time.monotonic() + 60
@@ -109,9 +116,15 @@ def _processes() -> Iterator[tuple[int, bytes, int]]:
 
 
 @pytest.fixture
-def second() -> Iterator[SecondEngine]:
+def options() -> tuple[str, ...]:
+    """What the engine is started with."""
+    return ()
+
+
+@pytest.fixture
+def second(options: tuple[str, ...]) -> Iterator[SecondEngine]:
     folder = Path(tempfile.mkdtemp(prefix="bm-", dir="/tmp"))  # short: a socket's path has a limit
-    engine = SecondEngine(folder)
+    engine = SecondEngine(folder, *options)
     try:
         engine.start()
         engine.load(IMAGE)
@@ -186,3 +199,40 @@ def test_a_runner_that_was_away_too_still_tells(second, executor, tmp_path) -> N
         heir.close()
 
     assert ended.reason is Reason.DAEMON_ERROR
+
+
+@pytest.mark.parametrize("options", [("--live-restore",)])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_step_goes_on_while_an_engine_that_keeps_its_containers_is_replaced(
+    second, executor, tmp_path, number
+) -> None:
+    script = "echo on; while ! test -e go; do sleep 0.05; done; echo over; exit 7"
+    job = begin(executor, a_job(tmp_path, script, runner="test-restart"))
+    until = time.monotonic() + 30
+    while "on" not in log_of(job):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+    second.end(number)
+    (job.workspace / "go").touch()  # it ends while no engine is there to see it
+    while "over" not in log_of(job):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    second.start()
+    ended = wait_through_outages(executor, job)
+
+    assert (ended.rc, ended.reason) == (7, None)
+    assert log_of(job) == "on\nover\n"
+
+
+@pytest.mark.parametrize("options", [("--live-restore",)])
+def test_a_step_that_outlives_the_replaced_engine_ends_as_it_does(second, executor, tmp_path) -> None:
+    job = begin(executor, a_job(tmp_path, "while ! test -e go; do sleep 0.05; done", runner="test-restart"))
+
+    second.end(signal.SIGKILL)
+    second.start()
+    assert executor.wait(job, timeout_s=0.2) is None
+    (job.workspace / "go").touch()
+    ended = wait_through_outages(executor, job)
+
+    assert (ended.rc, ended.code, ended.reason) == (0, 0, None)
