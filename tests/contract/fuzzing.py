@@ -131,10 +131,11 @@ def seed(client: httpx.Client, registration_token: str) -> tuple[str, dict[str, 
     ]
     found = [client.get(f"/api/builds/{build}").json()["steps"][0]["id"] for build in builds]
     _made(client, f"/api/runner/{found[0]}/complete", {"status": "success", "logs": "hello\n"}, status=200)
+    cancelled = _made(client, f"/api/builds/{builds[3]}/cancel", None, status=202)["cancelId"]
     credential = {"Authorization": f"Bearer {registration_token}"}
     runner = _made(client, "/api/runners", {"name": "fuzzed"}, headers=credential)
     return runner["runnerSecret"], {
-        "path.id": [project, *builds, *found, image],
+        "path.id": [project, *builds, *found, image, cancelled],
         "path.workflowId": [workflow],
         "path.stepId": found,
         "query.accountId": ["acme"],
