@@ -10,8 +10,10 @@ import pytest
 from runner.executor.docker import DockerExecutor
 from runner.mask import Masker, needles_for
 from runner.mounts import mounts_below
+from tests.factories import a_step
 from tests.runner.jobs import a_job, begin, log_of
 from tests.runner.test_secret_files import NASTY
+from tests.trip.stage import an_engine_stage, said_in, steps_of
 
 pytestmark = pytest.mark.engine
 
@@ -99,3 +101,28 @@ def test_a_second_life_starts_what_the_first_one_made(
     assert ended is not None and ended.succeeded, log_of(job)
     assert log_of(job) == "20\n"
     executor.destroy(job)
+
+
+@pytest.mark.threat("G01")
+def test_a_container_that_is_adopted_after_a_kill_stays_masked() -> None:
+    canary = "canary-1414213562373095"
+    with an_engine_stage() as stage:
+        project = stage.a_project()
+        path = f"/api/projects/{project}/secrets/TOKEN"
+        assert stage.api.client.put(path, json={"value": canary}).status_code == 201
+        script = 'echo begun; for n in $(seq 0 39); do echo "$n $TOKEN"; sleep 0.2; done'
+        step = a_step("one", runScript=script, secrets=["TOKEN"])
+        runner = stage.a_runner_process(executor="docker")
+        build = stage.submit([step], project_id=project)
+        step_id = steps_of(build)["one"]["id"]
+
+        stage.await_log(step_id, b"\n3 ***\n", 60)
+        runner.kill()
+        assert stage.api.client.delete(path).status_code == 204
+        heir = stage.a_runner_process(executor="docker")
+        build = stage.await_end(build["id"])
+
+        assert build["status"] == "SUCCESS", stage.tell(build["id"])
+        assert said_in(stage.log(step_id)) == b"begun\n" + b"".join(b"%d ***\n" % n for n in range(40))
+        assert steps_of(build)["one"]["attempt"] == 1
+        assert canary not in runner.output + heir.output
