@@ -7,13 +7,22 @@ from typing import Any
 
 from sqlmodel import Session
 
-from coordinator.actions.leased_step import LeaseProof, get_leased_step, hold_leased_step
+from coordinator.actions.leased_step import (
+    LeaseProof,
+    get_attempt,
+    get_leased_step,
+    hold_attempt,
+    require_leased,
+)
+from coordinator.actions.revive_step import revive_step
 from coordinator.errors import LogConflict, LogGap, StaleAttempt
 from coordinator.rules.access import Caller
 from coordinator.site import Site
 from coordinator.store import attempts, logs, steps
 from shared.protocol import Action
+from shared.states import StepState
 
+UNENDED = b"\n[buildmill] error: bytes may be missing here, behind byte %d: no runner said that it is all\n"
 GAP = b"\n[buildmill] error: bytes are missing here, behind byte %d: the runner could not deliver the rest\n"
 NOTICE = b"\n[buildmill] the log limit of %d bytes is reached; what follows is not kept\n"
 
@@ -39,7 +48,10 @@ def append_log(
     now: datetime,
 ) -> Appended:
     """Store what is new of `data`. Bytes sent twice change nothing; other bytes are a LogConflict."""
-    step = hold_leased_step(tx, site, caller, step_id, proof)
+    step = hold_attempt(tx, site, caller, step_id, proof)
+    if step.state == StepState.READY and revive_step(tx, caller, step, now=now):
+        step = get_attempt(tx, site, caller, step_id, proof)  # its log was quicker than its heartbeat
+    require_leased(step)
     row = attempts.find_attempt(tx, step_id, proof.attempt)
     action = Action.CANCEL if step.cancel_requested_at else Action.CONTINUE
     if row is not None and row.log_state == "truncated":
@@ -86,6 +98,35 @@ def end_with_gap(tx: Session, site: Site, step: Any, *, now: datetime) -> None:
     if row is not None and row.log_state == "open":
         size = step.log_size
         store_log(tx, site, step, GAP % size, size=size, action=Action.CONTINUE, now=now)
+
+
+def write_unended(tx: Session, site: Site, step: Any) -> tuple[int, int]:
+    """Write the line that ends the log of a runner nobody waits for any more; its size before and with it.
+
+    It counts only when the step is moved with that size; until then the next append overwrites it.
+    """
+    size: int = step.log_size
+    row = attempts.find_attempt(tx, step.id, step.attempt)
+    if row is None or row.log_state != "open" or step.started_at is None:
+        return size, size
+    line = UNENDED % size
+    site.logs.write(site.logs.path(step.build_id, step.id, step.attempt), size, line)
+    return size, size + len(line)
+
+
+def record_unended(tx: Session, step: Any, sizes: tuple[int, int], *, now: datetime) -> None:
+    """That line counts from now on."""
+    size, whole = sizes
+    if whole > size:
+        logs.insert_append(
+            tx,
+            build_id=step.build_id,
+            step_id=step.id,
+            attempt=step.attempt,
+            offset=size,
+            length=whole - size,
+            now=now,
+        )
 
 
 def forget_log(tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlmodel import Session
 
+from coordinator.actions.append_log import record_unended, write_unended
 from coordinator.actions.requeue_claim import requeue_claim
 from coordinator.actions.settle_build import settle_build
 from coordinator.rules.access import SYSTEM
@@ -45,13 +46,17 @@ def _expire_silent(tx: Session, site: Site, *, now: datetime) -> int:
     moved = 0
     exclusive_until = now - EXCLUSIVE_LOST_AFTER
     for step in steps.list_silent(tx, before=silent_since, exclusive_until=exclusive_until, limit=BATCH):
-        moved += _lose(tx, step, now=now)
+        moved += _lose(tx, site, step, now=now)
     return moved
 
 
-def _lose(tx: Session, step: Any, *, now: datetime) -> int:
+def _lose(tx: Session, site: Site, step: Any, *, now: datetime) -> int:
     builds.lock_build(tx, step.build_id)
+    if steps.get_step(tx, step.id).last_seen_at != step.last_seen_at:
+        return 0  # it was heard before its build was held, and its log may have grown
     retry = next_retry(step, Reason.RUNNER_LOST, exit_code=None)
+    # where it is tried again the runner may come back first, and the log goes on where it is
+    sizes = write_unended(tx, site, step) if retry is None else (step.log_size, step.log_size)
     if retry is not None:
         # runner and attempt stay named: if that runner comes back first, it goes on
         moved = steps.move_step(
@@ -74,18 +79,21 @@ def _lose(tx: Session, step: Any, *, now: datetime) -> int:
             unheard_since=step.last_seen_at,
             finished_at=now,
             reason=Reason.RUNNER_LOST,
+            log_size=sizes[1],
         )
         event = "step.finished"
     if not moved:
         return 0
-    attempts.change_attempt(
+    record_unended(tx, step, sizes, now=now)
+    attempts.end_attempt(
         tx,
         step.id,
         step.attempt,
+        has_gap=True,
         outcome="lost",
         reason=Reason.RUNNER_LOST,
         finished_at=now,
-        log_size=step.log_size,
+        log_size=sizes[1],
     )
     audit.record_step(tx, SYSTEM, event, step, now=now, reason=str(Reason.RUNNER_LOST))
     settle_build(tx, step.build_id, [step.id], reason=Reason.RUNNER_LOST, now=now)

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlmodel import Session
 
+from coordinator.actions.append_log import record_unended, write_unended
 from coordinator.actions.settle_build import settle_build
 from coordinator.rules.access import SYSTEM
 from coordinator.rules.limits import event_of_stop
@@ -26,25 +27,31 @@ def force_stops(tx: Session, site: Site, *, now: datetime, since: datetime | Non
     for step in stops.list_unstopped(
         tx, now=now, silent_since=silent_since if can_tell else None, limit=BATCH
     ):
-        moved += _force(tx, step, now=now)
+        moved += _force(tx, site, step, now=now)
     return moved
 
 
-def _force(tx: Session, step: Any, *, now: datetime) -> int:
+def _force(tx: Session, site: Site, step: Any, *, now: datetime) -> int:
     builds.lock_build(tx, step.build_id)
     event = event_of_stop(step.cancel_reason)
     reason = step.cancel_reason
-    if not steps.move_step(tx, step.id, event, attempt=step.attempt, finished_at=now, reason=reason):
+    step = steps.get_step(tx, step.id)  # its log may have grown before the build was held
+    sizes = write_unended(tx, site, step)
+    if not steps.move_step(
+        tx, step.id, event, attempt=step.attempt, finished_at=now, reason=reason, log_size=sizes[1]
+    ):
         return 0
+    record_unended(tx, step, sizes, now=now)
     state = StepState.FAILED if event is StepEvent.FAIL else StepState.CANCELLED
-    attempts.change_attempt(
+    attempts.end_attempt(
         tx,
         step.id,
         step.attempt,
+        has_gap=step.started_at is not None,
         outcome=state if state is StepState.CANCELLED else FORCED,
         reason=reason,
         finished_at=now,
-        log_size=steps.get_step(tx, step.id).log_size,
+        log_size=sizes[1],
     )
     audit.record_step(tx, SYSTEM, "step.finished", step, now=now, state=str(state), reason=reason)
     settle_build(tx, step.build_id, [step.id], reason=reason, now=now)

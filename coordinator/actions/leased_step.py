@@ -42,7 +42,7 @@ def get_own_attempt(tx: Session, site: Site, caller: Caller, step_id: str, proof
 
 def get_leased_step(tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof) -> Any:
     """The step, if this runner's attempt is current and still running; StaleAttempt otherwise."""
-    return _leased(get_attempt(tx, site, caller, step_id, proof))
+    return require_leased(get_attempt(tx, site, caller, step_id, proof))
 
 
 def hold_attempt(tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof) -> Any:
@@ -54,7 +54,7 @@ def hold_attempt(tx: Session, site: Site, caller: Caller, step_id: str, proof: L
 
 def hold_leased_step(tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof) -> Any:
     """`get_leased_step`, and its build held: until the transaction ends nothing of it changes."""
-    return _leased(hold_attempt(tx, site, caller, step_id, proof))
+    return require_leased(hold_attempt(tx, site, caller, step_id, proof))
 
 
 def is_current(site: Site, caller: Caller, step: Any, proof: LeaseProof) -> bool:
@@ -76,7 +76,8 @@ def _is_given_to(site: Site, caller: Caller, held: Any, proof: LeaseProof, *, st
     return hmac.compare_digest(expected.encode(), proof.lease.encode())
 
 
-def _leased(step: Any) -> Any:
+def require_leased(step: Any) -> Any:
+    """The step itself, if some runner holds it; StaleAttempt otherwise."""
     if not StepState(step.state).is_leased:
         raise StaleAttempt(f"the step is {step.state}")
     return step

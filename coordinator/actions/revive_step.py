@@ -25,5 +25,8 @@ def revive_step(tx: Session, caller: Caller, step: Any, *, now: datetime) -> boo
     )
     if moved:
         attempts.change_attempt(tx, step.id, step.attempt, outcome=None, reason=None, finished_at=None)
+        row = attempts.find_attempt(tx, step.id, step.attempt)
+        if row is not None and row.log_state == "gap":
+            attempts.change_attempt(tx, step.id, step.attempt, log_state="open")
         audit.record_step(tx, caller, "step.revived", step, now=now)
     return moved

@@ -337,6 +337,26 @@ def test_a_heartbeat_between_the_look_and_the_move_keeps_the_step(later: Mill) -
     assert later.step(held.step_id).state == "running"
 
 
+@pytest.mark.parametrize("kind", ["lost", "stopped"])
+def test_the_log_of_a_runner_that_nobody_waits_for_ends_with_a_line_that_says_so(
+    later: Mill, kind: str
+) -> None:
+    held = later.a_running_step([a_step("deploy", exclusive=True)])
+    later.append(held, 0, b"before\n")
+    if kind == "stopped":
+        later.now(cancel_build, LOCAL, later.step(held.step_id).build_id)
+    later.clock.advance(LOST * 6)
+    later.expire()
+
+    (attempt,) = later.attempts(held.step_id)
+    step = later.step(held.step_id)
+    log = later.site.logs.path(step.build_id, held.step_id, 1).read_bytes()
+    assert step.state == ("failed" if kind == "lost" else "cancelled")
+    assert attempt.log_state == "gap"
+    assert log.startswith(b"before\n\n[buildmill] error: bytes may be missing here, behind byte 7: ")
+    assert len(log) == step.log_size == attempt.log_size
+
+
 # Coming back
 
 
@@ -352,6 +372,21 @@ def test_who_comes_back_before_anyone_else_took_the_step_goes_on(later: Mill) ->
     attempts = later.attempts(held.step_id)
     assert [(one.attempt, one.outcome, one.finished_at) for one in attempts] == [(1, None, None)]
     assert later.complete(held).state == "succeeded"
+
+
+def test_who_comes_back_with_a_line_of_its_log_goes_on_too(later: Mill) -> None:
+    held = later.a_running_step()
+    later.append(held, 0, b"before\n")
+    later.clock.advance(LOST)
+    later.expire()
+    assert later.attempts(held.step_id)[0].log_state == "gap"
+
+    later.append(held, 7, b"behind\n")
+
+    assert later.step(held.step_id).state == "running"
+    assert later.attempts(held.step_id)[0].log_state == "open"
+    assert later.complete(held).state == "succeeded"
+    assert later.attempts(held.step_id)[0].log_state == "complete"
 
 
 def test_a_completion_of_a_lost_attempt_counts_while_nobody_has_taken_the_step(later: Mill) -> None:
