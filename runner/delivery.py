@@ -16,6 +16,7 @@ log = structlog.get_logger()
 
 PAUSE_S = 0.25
 WAIT_S = 1.0
+STOP_S = 5.0
 
 
 class LogDelivery:
@@ -28,11 +29,15 @@ class LogDelivery:
         self._finishing = threading.Event()
         self._stopping = threading.Event()
         self._lock = threading.Lock()
+        self._ending = threading.Lock()
+        self._is_over = True
+        self._closes_at_its_end = False
         self.is_truncated = False
         self.failure: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="log-delivery", daemon=True)
 
     def start(self) -> None:
+        self._is_over = False
         self._thread.start()
 
     def finish(self) -> None:
@@ -55,9 +60,30 @@ class LogDelivery:
         """Leave it as it is: the attempt is given up, or this process ends."""
         self._stopping.set()
         if self._thread.is_alive():
-            self._thread.join(5)
+            self._thread.join(STOP_S)
+
+    def close(self) -> None:
+        """`stop`, and close the log: at once, or when the request that is still under way has ended.
+
+        A descriptor that was closed under a reader may already be that of another step's log.
+        """
+        self.stop()
+        with self._ending:
+            self._closes_at_its_end = not self._is_over
+            if self._closes_at_its_end:
+                return
+        self._stream.close()
 
     def _run(self) -> None:
+        try:
+            self._deliver()
+        finally:
+            with self._ending:
+                self._is_over = True
+            if self._closes_at_its_end:
+                self._stream.close()
+
+    def _deliver(self) -> None:
         try:
             while not self._stopping.is_set():
                 if self._stream.is_at_end and self._finishing.is_set():

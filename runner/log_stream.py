@@ -233,9 +233,12 @@ class LogStream:
                 write_all(self._writer, text)
 
     def close(self) -> None:
+        """Harmless twice; who reads on afterwards gets an error and never another file."""
         self._inotify.close()
-        for fd in (self._fd, self._writer):
-            os.close(fd)
+        fds, self._fd, self._writer = (self._fd, self._writer), -1, -1
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
 
     # Making the masked stream
 

@@ -129,8 +129,8 @@ class StepRun:
     def _close_log(self) -> None:
         """Harmless twice."""
         if self._delivery is not None:
-            self._delivery.stop()
-        if self._stream is not None:
+            self._delivery.close()
+        elif self._stream is not None:
             self._stream.close()
         self._delivery = self._stream = None
 

@@ -189,3 +189,37 @@ def test_an_abandoned_attempt_does_not_wait_for_a_coordinator_that_is_away(
 
     with pytest.raises(LeaseLost):
         delivery.finish()
+
+
+def test_a_log_is_not_closed_under_a_request_that_is_under_way(coordinator, attempt, path, monkeypatch):
+    asked, go = threading.Event(), threading.Event()
+
+    def hang(offset, data):
+        asked.set()
+        go.wait(20)
+
+    coordinator.fault = hang
+    monkeypatch.setattr("runner.delivery.STOP_S", 0.1)
+    client = Client("http://coordinator.test", "secret", transport=httpx.MockTransport(coordinator))
+    stream = LogStream(path, Masker([]))
+    made = LogDelivery(client, attempt, stream)
+    made.start()
+    write(path, LINES)
+    assert asked.wait(10)
+
+    made.close()
+    assert stream.written == len(LINES)
+    go.set()
+
+    until = time.monotonic() + 10
+    while is_open(stream) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not is_open(stream)
+    client.close()
+
+
+def is_open(stream):
+    try:
+        return stream.written >= 0
+    except OSError:
+        return False
