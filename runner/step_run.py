@@ -447,7 +447,8 @@ class StepRun:
         executor = self._means.executor
         begun = self._journal.data.get("ending")
         if begun is None:
-            self._note(f"stopping the step: {reason}", "WARN")
+            said = self._attempt.cancel_reason if reason is Reason.CANCELLED else ""
+            self._note(f"stopping the step: {said or reason}", "WARN")
             seconds = float(self._claim.limits.grace_s) if grace_s is None else grace_s
             begun = {"reason": str(reason), "until": Deadline.after(seconds).record()}
             self._advance_as_room_allows(self._journal.phase, ending=begun, term=Moment.now().record())
