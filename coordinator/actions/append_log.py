@@ -22,6 +22,7 @@ from coordinator.store import attempts, logs, steps
 from shared.protocol import Action
 from shared.states import StepState
 
+TOLD = (StepState.SUCCEEDED, StepState.FAILED)
 UNENDED = b"\n[buildmill] error: bytes may be missing here, behind byte %d: no runner said that it is all\n"
 GAP = b"\n[buildmill] error: bytes are missing here, behind byte %d: the runner could not deliver the rest\n"
 NOTICE = b"\n[buildmill] the log limit of %d bytes is reached; what follows is not kept\n"
@@ -51,6 +52,8 @@ def append_log(
     step = hold_attempt(tx, site, caller, step_id, proof)
     if step.state == StepState.READY and revive_step(tx, caller, step, now=now):
         step = get_attempt(tx, site, caller, step_id, proof)  # its log was quicker than its heartbeat
+    if StepState(step.state) in TOLD and offset + len(data) <= step.log_size:
+        return Appended(step.log_size, Action.CONTINUE)  # a restarted runner that has not heard its answer
     require_leased(step)
     row = attempts.find_attempt(tx, step_id, proof.attempt)
     action = Action.CANCEL if step.cancel_requested_at else Action.CONTINUE

@@ -183,6 +183,17 @@ def test_after_the_end_nothing_is_added(held: HeldOverHttp) -> None:
     assert log_of(held) == b"hello\n"
 
 
+def test_a_runner_that_did_not_hear_the_end_may_say_its_log_again(held: HeldOverHttp) -> None:
+    """It was killed before the answer; who refused it would let it take its own success for another's."""
+    held.append(0, b"hello\n")
+    assert held.complete(logSize=6).status_code == 200
+
+    answer = held.append(2, b"llo\n")
+
+    assert (answer.status_code, answer.json()) == (200, {"size": 6, "action": "continue"})
+    assert log_of(held) == b"hello\n"
+
+
 def test_each_attempt_has_its_own_log(api: Api, held: HeldOverHttp) -> None:
     held.append(0, b"first\n")
     assert held.complete("failed", reason="internal", logSize=6).status_code == 200
