@@ -25,8 +25,6 @@ class JournalPhase(StrEnum):
     """How far an attempt has come, in this order."""
 
     CLAIMED = "claimed"
-    ACKED = "acked"
-    FETCHED = "fetched"
     CREATING = "creating"
     RUNNING = "running"
     EXITED = "exited"

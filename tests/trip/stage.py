@@ -274,7 +274,7 @@ class Stage(User):
         return made
 
     def a_runner_with_many_lives(
-        self, deaths: Path, *, machine: str = "r", executor: str = "process"
+        self, deaths: Path, *more: str, machine: str = "r", executor: str = "process"
     ) -> Process:
         """It dies where the names of its steps say so, see `lives`."""
         options = [
@@ -285,7 +285,7 @@ class Stage(User):
             "--executor",
             executor,
         ]
-        made = Process(self.folder, str(deaths), "runner", *options, module="tests.trip.lives")
+        made = Process(self.folder, str(deaths), "runner", *options, *more, module="tests.trip.lives")
         self._runners.append(made)
         return made
 

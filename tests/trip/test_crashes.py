@@ -218,11 +218,7 @@ def test_an_outcome_waits_on_the_disk_for_the_coordinator_and_for_the_runner(fol
 
 BEFORE = ["acquire", "source", "start", "log", "head_blob", "put_blob", "complete"]
 AFTER = ["acquire", "source", "start", "log", "put_blob", "complete"]
-PHASES = [
-    phase
-    for phase in JournalPhase
-    if phase not in (JournalPhase.ACKED, JournalPhase.FETCHED, JournalPhase.CLEANING)
-]  # two are never written, and the third is for steps that were cancelled
+PHASES = [phase for phase in JournalPhase if phase is not JournalPhase.CLEANING]
 # The first phase has a line for the commit and one for who may write its caches.
 LINES = {JournalPhase.CLAIMED: 3}
 PLACES = [("before", verb) for verb in BEFORE] + [("after", verb) for verb in AFTER]
@@ -315,3 +311,25 @@ def test_a_runner_killed_before_and_after_each_line_of_its_journal_goes_on_where
     for death in deaths_in(deaths):
         assert any(0 < came - death.at < 10 for came in resumed), death
     until(lambda: phases_in(stage.folder / "r") == [], 10)
+
+
+@ON_SQLITE
+def test_a_runner_killed_while_it_cleans_up_what_was_cancelled_leaves_nothing(stage):
+    deaths, pids = stage.folder / "deaths", stage.folder / "pids"
+    names = [f"{when}-cleaning-{line}" for line in (1, 2) for when in ("before", "after")]
+    script = f"echo $$ >> {pids}; echo begun; sleep 600"
+    build = stage.submit([a_step(name, runScript=script) for name in names])
+    runner = stage.a_runner_with_many_lives(deaths, "--slots", str(len(names)))
+    for step in build["steps"]:
+        stage.await_log(step["id"], b"begun")
+
+    stage.cancel(build["id"])
+    build = stage.await_end(build["id"])
+
+    until(
+        lambda: sorted(death.place for death in deaths_in(deaths)) == sorted(names),
+        told=lambda: runner.output,
+    )
+    until(lambda: list((stage.folder / "r" / "a").glob("*/*")) == [], told=lambda: runner.output)
+    assert {step["status"] for step in build["steps"]} == {"CANCELLED"}
+    assert [pid for pid in pids.read_text().split() if Path(f"/proc/{pid}").exists()] == []
