@@ -76,7 +76,9 @@ def test_a_cancel_at_any_moment_ends_a_reachable_step_within_seconds(mill: Mill,
     mill.now(cancel_build, LOCAL, build_id)
     begun = mill.clock()
 
-    while held is not None and mill.build(build_id).state != "cancelled":
+    for _ in range(SILENT_S // 5):
+        if held is None or mill.build(build_id).state == "cancelled":
+            break
         mill.clock.advance(5)
         phase = Phase(mill.step(held.step_id).phase or Phase.PULLING)
         assert beat(mill, held, phase) is Action.CANCEL
@@ -94,7 +96,9 @@ def test_a_cancel_at_any_moment_ends_the_step_of_a_dead_runner(mill: Mill, stage
     mill.now(cancel_build, LOCAL, build_id)
     begun = mill.clock()
 
-    while mill.build(build_id).state != "cancelled":
+    for _ in range(SILENT_S // 5):
+        if mill.build(build_id).state == "cancelled":
+            break
         mill.clock.advance(5)
         mill.expire()
 
