@@ -307,7 +307,7 @@ class Completed(Reply):
 class Cleaned(Message):
     """A cancelled or abandoned attempt has been removed from its machine; ages in seconds before now.
 
-    `leftovers` names what could not be removed, as the engine and the disk show it; empty means nothing is left.
+    `leftovers` names what could not be removed, as engine and disk show it; empty means nothing is left.
     """
 
     term_age_s: Annotated[float | None, Field(ge=0, le=MAX_AGE_S)] = None
