@@ -201,7 +201,9 @@ def commands() -> Iterator[tuple[str, click.Command]]:
 
 
 def options_of(command: click.Command) -> set[str]:
-    return {
+    """With those of the commands below it."""
+    below = command.commands.values() if isinstance(command, click.Group) else ()
+    return set().union(*map(options_of, below)) | {
         word
         for parameter in command.params
         if isinstance(parameter, click.Option)
