@@ -12,9 +12,7 @@ def shown(api: Api) -> dict:
 
 
 def beat(api: Api, runner, **said) -> None:
-    answer = api.client.post(
-        "/api/runner/heartbeat", json={"session": "the-session", **said}, headers=runner
-    )
+    answer = api.client.post("/api/runner/heartbeat", json={"session": "the-session", **said}, headers=runner)
     assert answer.status_code == 200, answer.text
 
 
