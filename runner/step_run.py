@@ -244,8 +244,7 @@ class StepRun:
 
         def pull(progress: Callable[[str], None]) -> str:
             def tell(line: str) -> None:
-                if self._attempt.must_stop:
-                    raise StepError(Reason.CANCELLED, "nobody waits for the image any more")
+                self._raise_if_told()  # nobody waits for the image any more, whatever the journal says by now
                 progress(line)
 
             left_s = max(0.0, deadline.left_s())
@@ -819,6 +818,11 @@ class StepRun:
             raise LeaseLost("the coordinator said abandon")
         if not self._journal.phase.is_before(JournalPhase.RUNNING):
             return  # adopted while it runs: it is ended with its grace, by the one who waits for it
+        self._raise_if_told()
+
+    def _raise_if_told(self) -> None:
+        if self._attempt.abandoned.is_set():
+            raise LeaseLost("the coordinator said abandon")
         if self._attempt.cancelled.is_set():
             raise StepError(Reason.CANCELLED, "the build was cancelled before the script ran")
         if self._attempt.shutdown.is_set():
