@@ -1,6 +1,7 @@
 """Brings an attempt's log to the coordinator, in order, however often it goes away."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import structlog
 
@@ -8,7 +9,7 @@ from runner.attempt import Attempt
 from runner.client import Client
 from runner.errors import LeaseLost, LogLimit, LogRewind, Refused
 from runner.insistence import LAST_WORDS_S, GaveUp, insist
-from runner.log_stream import LogStream
+from runner.log_stream import Chunk, LogStream
 from shared.paths import MAX_APPEND_BYTES
 from shared.protocol import Action, LogAccepted
 
@@ -27,6 +28,9 @@ class LogDelivery:
         self._attempt = attempt
         self._stream = stream
         self._finishing = threading.Event()
+        self._hurrying = threading.Event()
+        self._ahead: Chunk | None = None  # read while the one before it was sent
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="log-reader")
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._ending = threading.Lock()
@@ -40,10 +44,15 @@ class LogDelivery:
         self._is_over = False
         self._thread.start()
 
+    def hurry(self) -> None:
+        """The script has ended: from now on nothing is gained by waiting for more lines."""
+        self._hurrying.set()
+
     def finish(self) -> None:
         """Nobody writes any more: deliver the rest and wait until it is there."""
         self._stream.finish()
         self._finishing.set()
+        self._hurrying.set()
         while self._thread.is_alive():
             self._thread.join(0.5)
         if self.failure is not None:
@@ -51,8 +60,8 @@ class LogDelivery:
 
     def rewind(self, size: int) -> None:
         """The coordinator says it holds `size` bytes: send what follows, again if need be."""
-        self._stream.rewind(size)
-        while not self._stream.is_at_end:
+        self._go_back(size)
+        while not self._is_at_end:
             if not self._send_next():
                 break
 
@@ -78,6 +87,7 @@ class LogDelivery:
         try:
             self._deliver()
         finally:
+            self._reader.shutdown(wait=False)
             with self._ending:
                 self._is_over = True
             if self._closes_at_its_end:
@@ -86,12 +96,12 @@ class LogDelivery:
     def _deliver(self) -> None:
         try:
             while not self._stopping.is_set():
-                if self._stream.is_at_end and self._finishing.is_set():
+                if self._is_at_end and self._finishing.is_set():
                     return
                 if not self._finishing.is_set():
                     self._stream.wait(WAIT_S if not self._finishing.is_set() else 0)
                     self._gather()
-                if not self._send_next() and self._finishing.is_set() and self._stream.is_at_end:
+                if not self._send_next() and self._finishing.is_set() and self._is_at_end:
                     return
         except LeaseLost as error:
             self.failure = error
@@ -104,21 +114,42 @@ class LogDelivery:
 
     def _gather(self) -> None:
         """A moment's wait makes one request of many lines; nobody waits longer than that for a line."""
-        self._finishing.wait(PAUSE_S)
+        self._hurrying.wait(PAUSE_S)
+
+    @property
+    def _is_at_end(self) -> bool:
+        return self._ahead is None and self._stream.is_at_end
+
+    def _go_back(self, size: int) -> None:
+        self._ahead = None
+        self._stream.rewind(size)
 
     def _send_next(self) -> bool:
+        """Send what comes next; False when there is nothing."""
         with self._lock:
-            chunk = self._stream.read(MAX_APPEND_BYTES)
+            chunk, self._ahead = self._ahead or self._stream.read(MAX_APPEND_BYTES), None
             if chunk is None:
                 return False
             try:
-                self._send(chunk.offset, chunk.data)
+                self._ahead = self._send_and_read_on(chunk)
             except LogRewind as order:
-                self._stream.rewind(order.size)
+                self._go_back(order.size)
             except LogLimit as order:
                 self.is_truncated = True
                 self._stream.stop(min(order.limit, chunk.offset + len(chunk.data)))
             return True
+
+    def _send_and_read_on(self, chunk: Chunk) -> Chunk | None:
+        """Send it, and make what follows meanwhile where there is more than one request can take."""
+        if len(chunk.data) < MAX_APPEND_BYTES or self._is_over:
+            self._send(chunk.offset, chunk.data)
+            return None
+        following = self._reader.submit(self._stream.read, MAX_APPEND_BYTES)
+        try:
+            self._send(chunk.offset, chunk.data)
+        finally:
+            ahead = following.result()  # a single thread reads at any time
+        return ahead
 
     def _send(self, offset: int, data: bytes) -> None:
         answer: LogAccepted = insist(

@@ -169,6 +169,8 @@ class StepRun:
             if stopped is not None:
                 return stopped
         ended = self._watch(job)
+        if self._delivery is not None:
+            self._delivery.hurry()
         if ended.rc is None and ended.detail:
             self._note(ended.detail, "ERROR")
         if ended.reason is None and ended.rc == SYNTAX_ERROR_CODE and not self._has_begun():
@@ -523,12 +525,12 @@ class StepRun:
         return Completion(status="success", artifacts=list(collected.entries), **facts)
 
     def _collect(self) -> Collected:
+        if not self._claim.output_paths:
+            return Collected((), (), ())
         self._set_phase(Phase.COLLECTING)
         limits = self._claim.limits
         if self._journal.phase.is_before(JournalPhase.COLLECTING):
             self._journal.advance(JournalPhase.COLLECTING)
-        if not self._claim.output_paths:
-            return Collected((), (), ())
         found = self._means.workspaces.find(self._folder)
         if found is None or not self._means.workspaces.is_standing(found):
             # An overlay does not survive a restart of the machine: the folder below it is there, and empty.

@@ -223,3 +223,26 @@ def is_open(stream):
         return stream.written >= 0
     except OSError:
         return False
+
+
+@pytest.mark.parametrize("status", [503, 409])
+def test_what_was_read_ahead_makes_no_hole_either(coordinator, delivery, path, status):
+    """Each request is the largest there is, and the middle one is not taken at first."""
+    whole = LINES * 120
+    forgets = [int(len(whole) / 2)]
+
+    def forget_once(offset, data):
+        if forgets and offset >= forgets[0]:
+            forgets.clear()
+            if status == 503:
+                return refusal(503, "busy")
+            coordinator.log = coordinator.log[:1000]
+            return refusal(409, "log_conflict", size=1000)
+        return None
+
+    coordinator.fault = forget_once
+    write(path, whole)
+
+    delivery.finish()
+
+    assert coordinator.log == whole
