@@ -27,7 +27,7 @@ from runner.disk import DiskWatch
 from runner.durable import NO_ROOM
 from runner.errors import EngineUnavailable, LeaseLost, LogRewind, Refused, StepError
 from runner.executor.base import Bind, Ended, Job
-from runner.executor.launcher import open_log
+from runner.executor.launcher import has_lost_output, open_log
 from runner.insistence import LAST_WORDS_S, PATIENCE_S, GaveUp, TooLate, insist
 from runner.journal import Journal, JournalPhase
 from runner.log_stream import Level, LogStream
@@ -180,6 +180,7 @@ class StepRun:
             ended=_write_ended(ended),
             code=_exit_code(ended),
             dead=Moment.now().record(),
+            lost_output=has_lost_output(self._folder),
         )
         return ended
 
@@ -664,11 +665,18 @@ class StepRun:
         assert self._stream is not None and self._delivery is not None  # noqa: S101
         if self._delivery.is_truncated:
             return said
-        if not self._log_is_whole:
+        if not self._log_is_whole or self._lacked_room_for_its_log(said):
             return said.model_copy(update={"log_gap": True})
         total = self._stream.total()
         facts = {"log_size": total.size, "log_sha256": total.sha256, "log_gap": self._stream.is_lost or None}
         return said.model_copy(update=facts)
+
+    def _lacked_room_for_its_log(self, said: Completion) -> bool:
+        """What a script prints onto a full disk is written nowhere; the coordinator says so in the log."""
+        if self._journal.data.get("lost_output"):
+            return True
+        has_run = "started_at" in self._journal.data
+        return has_run and said.reason is Reason.DISK_FULL and said.exit_code != 0
 
     def _tell_less(self, refused: Refused) -> None:
         """The coordinator will never take this completion: tell it the nearest that is legal."""

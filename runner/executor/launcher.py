@@ -20,12 +20,13 @@ INSIDE: Final = "/buildmill"
 RC_LIMIT: Final = 16
 DRAIN_S: Final = 2
 RECORD: Final = "files.json"
-_RC: Final = re.compile(rb"([0-9]{1,3})\n")
+_RC: Final = re.compile(rb"([0-9]{1,3})( lost)?\n")
 
 # What is in the secrets' file is ours alone; it is emptied before the script can look.
 # Output goes through a pipe: a program that opens /dev/stderr anew would empty a regular file. The pump
 # ignores TERM, so that the last words of a cancelled script arrive; two seconds bound the wait for daemons
-# that keep the pipe open. An image without cat or sleep gets the plain file.
+# that keep the pipe open. Where it fails, the disk is full, and the record says that output was lost. An
+# image without cat or sleep gets the plain file.
 _LAUNCH: Final = """\
 trap : TERM INT HUP
 exec </dev/null
@@ -40,13 +41,16 @@ if has cat && has sleep; then
     "$s" @/script.sh >@/pipe 2>&1
     rc=$?
     ( PATH=$PATH:/usr/bin:/bin; sleep @drain; kill -9 $p ) >/dev/null 2>&1 &
-    while kill -0 $p 2>/dev/null; do wait $p; done
+    wait $p; w=$?
+    while kill -0 $p 2>/dev/null; do wait $p; w=$?; done
+    if [ $w = 1 ]; then lost=' lost'; else lost=; fi
 else
     "$s" @/script.sh >>@/log 2>&1
     rc=$?
+    lost=
 fi
 @tell_oom
-printf '%s\\n' "$rc" >@/rc
+printf '%s\\n' "$rc$lost" >@/rc
 exit "$rc"
 """
 
@@ -128,15 +132,24 @@ def open_log(attempt_dir: Path) -> int:
 
 def read_rc(attempt_dir: Path) -> int | None:
     """What the launcher recorded; None while it is not whole, or when it is no file of ours."""
+    found = _read_record(attempt_dir)
+    return int(found.group(1)) if found else None
+
+
+def has_lost_output(attempt_dir: Path) -> bool:
+    """True when the launcher recorded that some of the output could not be written to the log."""
+    found = _read_record(attempt_dir)
+    return found is not None and found.group(2) is not None
+
+
+def _read_record(attempt_dir: Path) -> re.Match[bytes] | None:
     descriptor = _open_made(attempt_dir, "rc")
     if descriptor is None:
         return None
     try:
-        text = os.read(descriptor, RC_LIMIT)
+        return _RC.fullmatch(os.read(descriptor, RC_LIMIT))
     finally:
         os.close(descriptor)
-    found = _RC.fullmatch(text)
-    return int(found.group(1)) if found else None
 
 
 def _make_empty(path: Path) -> list[int]:

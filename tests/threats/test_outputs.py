@@ -275,6 +275,23 @@ def test_a_log_that_fills_the_disk_does_not_stop_the_runner(stack: Stack, small_
 
 @needs_root
 @pytest.mark.threat("D22")
+def test_a_log_says_that_what_was_printed_onto_a_full_disk_is_missing(
+    stack: Stack, small_runner: RunnerThread
+) -> None:
+    fill = "echo begin; head -c 30000000 /dev/zero > filling || true"
+    talk = "head -c 1000000 /dev/zero | tr '\\0' x"
+
+    step, log = stack.run_step(f"{fill}; {talk}; rm filling; exit 5", on="small", exclusive=True)
+
+    assert b"begin" in log
+    assert log.count(b"x" * 100) < 10_000, "the disk was not full"
+    assert step["attempts"][-1]["logState"] == "gap", (step["reason"], log[-300:])
+    assert b"[buildmill] error: bytes are missing here" in log.splitlines()[-1], log[-300:]
+    assert_goes_on(stack)
+
+
+@needs_root
+@pytest.mark.threat("D22")
 @pytest.mark.parametrize("spare", [0, 4096, 8192])
 def test_a_disk_that_is_full_from_outside_is_waited_for(
     stack: Stack, small_runner: RunnerThread, spare: int
