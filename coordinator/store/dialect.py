@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sqlalchemy import Engine, Table, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, OperationalError
@@ -126,6 +126,17 @@ def _open_postgres(url: URL, *, readers: int, writers: int) -> Database:
 def has_lost_transaction(connection: Any) -> bool:
     """True when SQLite has rolled the whole transaction back by itself."""
     return not connection.connection.dbapi_connection.in_transaction
+
+
+def set_patience(connection: Connection, seconds: float) -> None:
+    """How long SQLite's BEGIN waits while another program holds the database."""
+    driver: Any = connection.connection.dbapi_connection
+    driver.execute(f"PRAGMA busy_timeout={int(seconds * 1000)}")
+
+
+def is_locked(error: DBAPIError) -> bool:
+    """True when another program holds SQLite's lock."""
+    return "database is locked" in str(error.orig)
 
 
 def may_be_retried(error: DBAPIError) -> bool:

@@ -11,24 +11,32 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
+import structlog
 from sqlalchemy import Connection, RootTransaction
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 
-from coordinator.store.dialect import has_lost_transaction
+from coordinator.store.dialect import has_lost_transaction, is_locked, set_patience
 from coordinator.store.lane_jobs import Job, fail_all, hand_back
 from coordinator.store.lane_session import LaneSession
 from coordinator.store.prepared import run_plainly
 
+log = structlog.get_logger()
+
 MAX_GROUP = 64
 MAX_SHORT_GROUP = 16
 CLOSE_S = 30.0
+LOCK_PATIENCE_S = 10.0  # of the thread, where another program holds the database; the loop has none
 
 
 class GroupWriter:
-    """Takes jobs from any thread. `connect` opens the connection that only it uses."""
+    """Takes jobs from any thread. `connect` opens the connection that only it uses.
 
-    def __init__(self, connect: Callable[[], Connection]) -> None:
+    `uses_loop`: False keeps every action in the thread.
+    """
+
+    def __init__(self, connect: Callable[[], Connection], *, uses_loop: bool = True) -> None:
         self._connect = connect
+        self._uses_loop = uses_loop
         self._session: LaneSession | None = None
         self._waiting: deque[Job] = deque()
         self._turn = threading.Condition()
@@ -36,6 +44,7 @@ class GroupWriter:
         self._taken_by: asyncio.AbstractEventLoop | None = None
         self._handed_over: queue.SimpleQueue[Sequence[Job] | None] = queue.SimpleQueue()
         self._transaction: RootTransaction | None = None
+        self._patience_s = -1.0  # what the connection was told last
         self._thread = threading.Thread(target=self._work, name="write-lane", daemon=True)
         self._thread.start()
 
@@ -46,6 +55,7 @@ class GroupWriter:
 
     def put(self, job: Job) -> None:
         with self._turn:
+            job.is_short = job.is_short and self._uses_loop
             self._waiting.append(job)
             if self._is_taken and not (self._taken_by and self._taken_by.is_closed()):
                 return  # who has the connection takes care of this one next
@@ -79,10 +89,22 @@ class GroupWriter:
             self._taken_by = None
             is_short = all(job.is_short for job in self._waiting)
             group = self._next_group(MAX_SHORT_GROUP) if is_short else []
-        if group and not self._run(group):
-            hand_back(group)
+        try:
+            if group and not self._run(group, patience_s=0.0):
+                hand_back(group)
+                group = []
+        except _Locked:
+            self._leave_to_thread(group)
             group = []
-        self._handed_over.put(group)
+        finally:
+            self._handed_over.put(group)
+
+    def _leave_to_thread(self, group: Sequence[Job]) -> None:
+        """Another program holds the database: the thread can wait for it."""
+        for job in group:
+            job.is_short = False
+        with self._turn:
+            self._waiting.extendleft(reversed(group))
 
     # --- in the thread ------------------------------------------------------------------------------
 
@@ -93,7 +115,7 @@ class GroupWriter:
                 self._commit(group)
                 hand_back(group)
             while group := self._next_or_leave():
-                if self._run(group):
+                if self._run(group, patience_s=LOCK_PATIENCE_S):
                     self._commit(group)
                 hand_back(group)
         self._drop()
@@ -104,7 +126,7 @@ class GroupWriter:
                 self._is_taken = False
                 self._turn.notify_all()
                 return []
-            if all(job.is_short for job in self._waiting):
+            if all(job.is_short for job in self._waiting) and not _is_gone(self._waiting[0]):
                 self._take(self._waiting[0])
                 return []
             return self._next_group(MAX_GROUP)
@@ -114,37 +136,73 @@ class GroupWriter:
 
     # --- the transaction ----------------------------------------------------------------------------
 
-    def _run(self, group: Sequence[Job]) -> bool:
-        """Run all actions in one transaction and leave it open; False when it was lost."""
+    def _run(self, group: Sequence[Job], *, patience_s: float) -> bool:
+        """Run all actions in one transaction and leave it open; False when it was lost.
+
+        _Locked, with nothing run, when somebody else held the database for longer than `patience_s` of 0.
+        """
         try:
-            if self._session is None:
-                self._session = LaneSession(self._connect(), shares_transaction=True, is_alone=True)
-            self._transaction = self._session.connection().begin()
+            session = self._begin(patience_s)
             for job in group:
-                _run_in_savepoint(self._session, job)
-                if has_lost_transaction(self._session.connection()):
+                _run_in_savepoint(session, job)
+                if has_lost_transaction(session.connection()):
                     # the database gave up the whole group: nobody in it may be told it succeeded
                     raise _lost_group(job)
-        except SQLAlchemyError as error:  # also what the library itself finds broken: the lane goes on
-            fail_all(group, error)
-            self._drop()
+        except _Locked:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it was, the lane goes on
+            self._give_up(group, error)
             return False
         return True
+
+    def _begin(self, patience_s: float) -> LaneSession:
+        if self._session is None:
+            self._session = LaneSession(self._connect(), shares_transaction=True, is_alone=True)
+            self._patience_s = -1.0
+        connection = self._session.connection()
+        if patience_s != self._patience_s:
+            set_patience(connection, patience_s)
+            self._patience_s = patience_s
+        try:
+            self._transaction = connection.begin()
+        except DBAPIError as error:
+            if patience_s == 0 and is_locked(error):
+                self._drop()
+                raise _Locked from error
+            raise
+        return self._session
 
     def _commit(self, group: Sequence[Job]) -> None:
         try:
             if self._transaction is not None:
                 self._transaction.commit()
-        except SQLAlchemyError as error:
-            fail_all(group, error)
-            self._drop()
+        except Exception as error:  # noqa: BLE001 - whatever it was, nobody is told of success
+            self._give_up(group, error)
         self._transaction = None
+
+    def _give_up(self, group: Sequence[Job], error: Exception) -> None:
+        if not isinstance(error, DBAPIError):
+            log.exception("write_lane_failed")
+        fail_all(group, error)
+        try:
+            self._drop()
+        except Exception:  # a connection that cannot even be closed
+            log.exception("connection_not_closed")
 
     def _drop(self) -> None:
         """The connection starts afresh with the next group."""
         session, self._session, self._transaction = self._session, None, None
         if session is not None:
             session.connection().close()
+
+
+class _Locked(Exception):
+    """Another program holds the database at this moment."""
+
+
+def _is_gone(job: Job) -> bool:
+    """True when nobody can wait for it any more, because the loop that did has closed."""
+    return job.loop is None or job.loop.is_closed()
 
 
 def _run_in_savepoint(session: LaneSession, job: Job) -> None:

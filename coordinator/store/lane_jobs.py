@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
 from coordinator.errors import CoordinatorError, Invalid, Unavailable
@@ -47,7 +47,7 @@ def run_action(session: LaneSession, job: Job) -> None:
         raise Refusal from error
 
 
-def fail_all(jobs: Sequence[Job], error: SQLAlchemyError) -> None:
+def fail_all(jobs: Sequence[Job], error: Exception) -> None:
     """None of them is stored; who was refused by its own action hears that."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     log.error("database_group_failed", size=len(jobs), cause=str(cause))

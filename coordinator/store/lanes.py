@@ -38,7 +38,7 @@ class Lanes:
         self.database = database
         self._closed = False
         self._writes: GroupWriter | _SingleLanes = (
-            GroupWriter(database.writer.connect)
+            GroupWriter(database.writer.connect, uses_loop=not database.shares_one_connection)
             if database.is_sqlite
             else _SingleLanes("write", database.writer.connect, writers)
         )

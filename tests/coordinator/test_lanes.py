@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -324,3 +325,65 @@ def test_a_loop_that_closed_with_a_short_action_waiting_does_not_keep_the_lane(
 
     assert lanes.write_and_wait(store("next"), timeout_s=TIME_LIMIT) == "next"
     assert "next" in stored_in(database)
+
+
+@ON_SQLITE
+async def test_the_event_loop_does_not_wait_for_another_program_that_holds_the_database(
+    lanes: Lanes, database: Database
+) -> None:
+    await lanes.write_shortly(store("before"))
+    with database.reader.connect() as other:
+        other.connection.cursor().execute("BEGIN IMMEDIATE")
+        writing = asyncio.create_task(lanes.write_shortly(store("meanwhile")))
+        began = time.monotonic()
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+        waited = time.monotonic() - began
+        was_done = writing.done()
+        other.connection.cursor().execute("ROLLBACK")
+
+    assert await asyncio.wait_for(writing, TIME_LIMIT) == "meanwhile"
+    assert not was_done
+    assert waited < 2
+    assert await lanes.write_shortly(store("after")) == "after"
+
+
+@ON_SQLITE
+@SHORT_OR_NOT
+async def test_whatever_an_action_does_to_the_connection_the_lane_goes_on(
+    lanes: Lanes, database: Database, short: bool
+) -> None:
+    write = lanes.write_shortly if short else lanes.write
+
+    def break_it(tx: Session) -> None:
+        tx.connection().connection.dbapi_connection.close()  # type: ignore[union-attr]
+
+    with pytest.raises(Unavailable):
+        await asyncio.wait_for(write(break_it), TIME_LIMIT)
+
+    assert await asyncio.wait_for(write(store("after")), TIME_LIMIT) == "after"
+    assert stored_in(database) == {"after"}
+
+
+@ON_SQLITE
+async def test_a_short_action_whose_loop_has_closed_is_done_behind_a_long_one(
+    lanes: Lanes, database: Database
+) -> None:
+    gate = Gate()
+    held = asyncio.create_task(lanes.write(gate))
+    await gate.is_reached()
+
+    def leave_one() -> None:
+        loop = asyncio.new_event_loop()
+        waiting = loop.create_task(lanes.write_shortly(store("left")))
+        loop.run_until_complete(asyncio.sleep(0))
+        waiting.cancel()
+        loop.run_until_complete(asyncio.wait([waiting]))
+        loop.close()
+
+    await asyncio.to_thread(leave_one)
+    gate.opened.set()
+
+    await held
+    assert await asyncio.wait_for(lanes.write(store("next")), TIME_LIMIT) == "next"
+    assert stored_in(database) == {"left", "next"}

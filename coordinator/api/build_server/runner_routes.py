@@ -58,6 +58,7 @@ from shared.protocol import (
 from shared.script import script_digest
 
 MAX_INFLATED = 8 * MAX_APPEND_BYTES
+MOST_OUTPUTS_AT_ONCE = 50
 COMPLETION_BODY = 16 * 1024 * 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -77,7 +78,7 @@ async def acquire(call: Call) -> Response:
     while True:
         ear = call.state.bell.listen(READY)
         try:
-            claims = await call.write_shortly(acquire_steps, call.state.site, call.caller, said)
+            claims = await call.write(acquire_steps, call.state.site, call.caller, said)
             if claims:
                 call.state.tally.claims += len(claims)
                 polls.give_back(runner_id, now=loop.time())
@@ -250,10 +251,16 @@ async def complete_step(call: Call) -> Response:
     else:
         step = (site, call.caller, step_id, proof)
         sealed = EMPTY_LOG if call.body.log_size == 0 else await _seal(call, step)
-        verdict = await call.write_shortly(complete_step_action, *step, call.body, sealed)
+        write = call.write if _takes_long(call.body) else call.write_shortly
+        verdict = await write(complete_step_action, *step, call.body, sealed)
     call.state.tally.completions[call.body.status] += 1
     call.state.bell.ring(READY, log_topic(step_id))
     return json_answer(_completed(verdict))
+
+
+def _takes_long(said: Completion) -> bool:
+    """True when the event loop should not wait for its transaction: many rows, or a line in a log."""
+    return len(said.artifacts) > MOST_OUTPUTS_AT_ONCE or said.log_gap is not None
 
 
 async def _seal(call: Call, step: Any) -> SealedLog:
