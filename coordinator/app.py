@@ -65,8 +65,9 @@ def create_app(
         finally:
             for task in tasks:
                 task.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            for ended in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(ended, Exception):  # it had failed before: no reason to leave lanes open
+                    log.error("background_task_failed", exc_info=ended)
             await asyncio.to_thread(lanes.close)
             if database is None:
                 opened.dispose()

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import structlog
@@ -24,14 +25,32 @@ async def do_chores(state: AppState) -> None:
     watch, swept_at = Watch(state), float("-inf")
     while True:
         await asyncio.sleep(EVERY_S)
-        try:
-            moved = await watch.look()
-            if moved:
-                log.info("leases_expired", steps=moved)
-                state.bell.ring(READY)
-            if time.monotonic() - swept_at > SWEEP_EVERY_S:
-                swept_at = time.monotonic()
-                await asyncio.to_thread(state.site.blobs.sweep, older_than_s=UPLOAD_LIFE_S, now_s=time.time())
-                await state.lanes.write(partial(forget_secrets, now=state.clock()))
-        except (CoordinatorError, OSError) as error:
-            log.warning("chore_failed", cause=str(error))
+        await _try(_look, state, watch)
+        if time.monotonic() - swept_at > SWEEP_EVERY_S:
+            swept_at = time.monotonic()
+            await _try(_sweep_uploads, state)
+            await _try(_forget_secrets, state)
+
+
+async def _try(chore: Callable[..., Awaitable[None]], *about: object) -> None:
+    try:
+        await chore(*about)
+    except (CoordinatorError, OSError) as error:
+        log.warning("chore_failed", chore=chore.__name__, cause=str(error))
+    except Exception:  # the last line of defence: without the chores no lease would ever run out
+        log.exception("chore_failed", chore=chore.__name__)
+
+
+async def _look(state: AppState, watch: Watch) -> None:
+    moved = await watch.look()
+    if moved:
+        log.info("leases_expired", steps=moved)
+        state.bell.ring(READY)
+
+
+async def _sweep_uploads(state: AppState) -> None:
+    await asyncio.to_thread(state.site.blobs.sweep, older_than_s=UPLOAD_LIFE_S, now_s=time.time())
+
+
+async def _forget_secrets(state: AppState) -> None:
+    await state.lanes.write(partial(forget_secrets, now=state.clock()))

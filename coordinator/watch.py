@@ -43,6 +43,8 @@ class Watch:
                 moved += await self._state.lanes.write(
                     partial(action, site=self._state.site, now=now, since=self._since)
                 )
-            except CoordinatorError as error:
+            except (CoordinatorError, OSError) as error:
                 log.warning("look_failed", at=action.__name__, cause=str(error))  # the others go on
+            except Exception:  # whatever it is: what the other looks are for must not wait for it
+                log.exception("look_failed", at=action.__name__)
         return moved

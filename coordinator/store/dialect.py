@@ -12,12 +12,16 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, DBAPIError, OperationalError
 from sqlmodel import Session
 
 SAFE_SQLITE = (3, 51, 3)  # older ones can lose committed data with several connections in WAL mode
 _EXAMPLES = "write sqlite:////path/to/file.db or postgresql://user:password@host/name"
 _RETRIABLE_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
+# only for reading, as after a failover; the transaction lay idle for too long
+_OUTAGE_SQLSTATES = frozenset({"25006", "25P03"})
+# the connection; resources; somebody intervened; the server's own system
+_OUTAGE_CLASSES = frozenset({"08", "53", "57", "58"})
 
 
 class UnusableDatabase(Exception):
@@ -150,8 +154,13 @@ def is_bad_text(error: DBAPIError) -> bool:
 
 
 def is_outage(error: DBAPIError) -> bool:
-    """True when the database is away, full or locked rather than the statement wrong."""
-    return isinstance(error, OperationalError) or error.connection_invalidated
+    """True when the database is away, full, locked or broken rather than the statement wrong."""
+    if isinstance(error, OperationalError) or error.connection_invalidated:
+        return True
+    sqlstate = getattr(error.orig, "sqlstate", None)
+    if sqlstate is None:
+        return type(error) is DatabaseError  # what SQLite says of a file that is damaged, or none of its own
+    return sqlstate in _OUTAGE_SQLSTATES or sqlstate[:2] in _OUTAGE_CLASSES
 
 
 def hold_names(tx: Session, names: Collection[str]) -> None:
