@@ -135,7 +135,7 @@ class DockerExecutor:
         image = _plain(image)
         found = self._find_image(image)
         if found is not None:
-            self._images.note_used(image)
+            self._images.note_used(image, found["Id"])
             return _digest_of(found)
         self._pulls.pull(image, deadline_s=deadline_s, progress=progress)
         found = self._find_image(image)

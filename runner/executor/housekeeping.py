@@ -13,7 +13,7 @@ import requests
 import structlog
 
 from runner.errors import EngineUnavailable
-from runner.executor.images import PulledImage, PulledImages
+from runner.executor.images import PulledImage, PulledImages, repository_of, spellings_of, with_tag
 from runner.spares import UNTOUCHABLE_S, Spare
 
 log = structlog.get_logger()
@@ -51,11 +51,12 @@ class Housekeeping:
 
     def spare_images(self, wanted: Collection[str]) -> Iterator[Spare]:
         """Images that we pulled, that no container uses and that neither steps nor the operator want."""
-        used = self._ids_in_use()
+        used = self._ids_in_use() | self._ids_of(wanted)
+        names = {with_tag(reference) for reference in wanted}
         ours = self._images.longest_unused_first()
         for image in ours:
             is_recent = self._clock() - image.used_at < UNTOUCHABLE_S
-            if is_recent or image.reference in wanted or self._is_kept(image.reference):
+            if is_recent or image.reference in names or self._is_kept(image.reference):
                 continue
             found = self._find(image.reference)
             if found is None or found["Id"] != image.id:
@@ -68,7 +69,8 @@ class Housekeeping:
             )
 
     def _is_kept(self, reference: str) -> bool:
-        return any(fnmatchcase(reference, pattern) for pattern in self._keep)
+        spellings = spellings_of(reference)
+        return any(fnmatchcase(name, pattern) for name in spellings for pattern in self._keep)
 
     def _has_other_names(self, found: Mapping[str, Any], reference: str) -> bool:
         """An image under further names is somebody's; ours alone would set nothing free."""
@@ -79,8 +81,14 @@ class Housekeeping:
         return bool(tags) or any(repository_of(name) not in map(repository_of, ours) for name in digests)
 
     def _remove(self, image: PulledImage) -> bool:
-        now = self._images.find(image.reference)
-        if now is None or now.used_at != image.used_at or image.id in self._ids_in_use():
+        """Looks again at all of it: since it was offered, somebody may have used, named or rebuilt it."""
+        if self._images.find(image.reference) != image or image.id in self._ids_in_use():
+            return False
+        found = self._find(image.reference)
+        if found is None or found["Id"] != image.id:
+            self._images.forget(image.reference)
+            return False
+        if self._has_other_names(found, image.reference):
             return False
         with _asking():
             try:
@@ -98,12 +106,21 @@ class Housekeeping:
         with _asking():
             return {str(found["ImageID"]) for found in self._api.containers(all=True)}
 
+    def _ids_of(self, references: Collection[str]) -> set[str]:
+        """A digest and a tag may name one image, of which the engine forgets both at once."""
+        found = [self._find(reference) for reference in references if reference]
+        return {str(image["Id"]) for image in found if image is not None}
+
     def _find(self, reference: str) -> dict[str, Any] | None:
         with _asking():
             try:
                 found: dict[str, Any] = self._api.inspect_image(reference)
             except docker.errors.NotFound:
                 return None
+            except docker.errors.APIError as error:
+                if error.status_code == 400:  # no image can have such a name
+                    return None
+                raise
         return found
 
     # -- strays
@@ -151,21 +168,6 @@ class Housekeeping:
                 log.warning("stray_stays", kind=kind, name=name, cause=str(error.explanation or error)[:500])
                 return
         log.info("stray_removed", kind=kind, name=name)
-
-
-def with_tag(reference: str) -> str:
-    """The reference as the engine lists it: without the common host, with `latest` where it says nothing."""
-    name = reference.removeprefix("docker.io/").removeprefix("library/")
-    if "@" in name or ":" in name.rpartition("/")[2]:
-        return name
-    return f"{name}:latest"
-
-
-def repository_of(reference: str) -> str:
-    """The reference without its tag and its digest."""
-    name = reference.partition("@")[0]
-    head, slash, last = name.rpartition("/")
-    return f"{head}{slash}{last.partition(':')[0]}"
 
 
 def _key_of(labels: Mapping[str, str] | None) -> Key | None:

@@ -1,6 +1,7 @@
 """Remembers which images this runner itself has pulled, and when it last used them.
 
 Only those may ever be removed: what an operator brought is not ours, even under the same name.
+An image has many spellings; here each is known as the engine lists it.
 """
 
 import json
@@ -42,27 +43,35 @@ class PulledImages:
         self._images = self._load()
 
     def note_pulled(self, reference: str, image_id: str) -> None:
+        name = with_tag(reference)
         with self._lock:
             if len(self._images) < MOST_IMAGES:
-                self._images[reference] = PulledImage(reference, image_id, self._clock())
+                self._images[name] = PulledImage(name, image_id, self._clock())
                 self._save()
 
-    def note_used(self, reference: str) -> None:
-        """Harmless for an image that is not ours."""
+    def note_used(self, reference: str, image_id: str) -> None:
+        """Under whichever name it was pulled; harmless for an image that is not ours."""
+        name = with_tag(reference)
         with self._lock:
-            found, now = self._images.get(reference), self._clock()
-            if found is not None and abs(now - found.used_at) > NOTE_EVERY_S:
-                self._images[reference] = replace(found, used_at=now)
+            now = self._clock()
+            used = [
+                image
+                for image in self._images.values()
+                if (image.reference == name or image.id == image_id)
+                and abs(now - image.used_at) > NOTE_EVERY_S
+            ]
+            self._images.update({image.reference: replace(image, used_at=now) for image in used})
+            if used:
                 self._save()
 
     def forget(self, reference: str) -> None:
         with self._lock:
-            if self._images.pop(reference, None) is not None:
+            if self._images.pop(with_tag(reference), None) is not None:
                 self._save()
 
     def find(self, reference: str) -> PulledImage | None:
         with self._lock:
-            return self._images.get(reference)
+            return self._images.get(with_tag(reference))
 
     def longest_unused_first(self) -> list[PulledImage]:
         with self._lock:
@@ -81,7 +90,7 @@ class PulledImages:
             with self._path.open("rb") as file:
                 said = json.loads(file.read(MOST_BYTES))
             images = [
-                PulledImage(str(entry["reference"]), str(entry["id"]), float(entry["used_at"]))
+                PulledImage(with_tag(str(entry["reference"])), str(entry["id"]), float(entry["used_at"]))
                 for entry in said["images"][:MOST_IMAGES]
             ]
         except FileNotFoundError:
@@ -89,4 +98,31 @@ class PulledImages:
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("images_unreadable", path=str(self._path), cause=str(error))
             return {}
-        return {image.reference: image for image in images}
+        return {image.reference: image for image in sorted(images, key=lambda image: image.used_at)}
+
+
+def with_tag(reference: str) -> str:
+    """As the engine lists it: without the common host, `latest` where it says nothing, no tag at a digest."""
+    name = reference.removeprefix("index.docker.io/").removeprefix("docker.io/").removeprefix("library/")
+    if "@" in name:
+        return f"{repository_of(name)}@{name.partition('@')[2]}"
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def repository_of(reference: str) -> str:
+    """The reference without its tag and its digest."""
+    name = reference.partition("@")[0]
+    head, slash, last = name.rpartition("/")
+    return f"{head}{slash}{last.partition(':')[0]}"
+
+
+def spellings_of(reference: str) -> set[str]:
+    """All ways to write it that mean the same image."""
+    listed = with_tag(reference)
+    names = {listed}
+    first, slash, _ = listed.partition("/")
+    has_host = bool(slash) and ("." in first or ":" in first or first == "localhost")
+    if not has_host:
+        names |= {f"docker.io/{listed}"}
+        names |= set() if slash else {f"library/{listed}", f"docker.io/library/{listed}"}
+    return names | {name.removesuffix(":latest") for name in names}

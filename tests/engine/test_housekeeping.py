@@ -100,7 +100,7 @@ def test_a_runner_that_was_restarted_knows_its_images(open_with, registry) -> No
     pull(open_with(), image)
     open_with.clock.ahead_s = LATER_S
 
-    assert offered(open_with()) == [image]
+    assert offered(open_with()) == [f"{image}:latest"]
 
 
 def test_an_image_that_the_operator_brought_is_never_offered(open_with, registry, api) -> None:
@@ -159,6 +159,40 @@ def test_an_image_that_came_into_use_since_it_was_offered_is_not_removed(open_wi
     api.remove_container(container)
     assert not removed
     assert is_here(api, image)
+
+
+def test_an_image_that_was_rebuilt_or_named_since_it_was_offered_is_not_removed(
+    open_with, registry, api
+) -> None:
+    executor, rebuilt, named = open_with(), f"{registry}/good/image:1", f"{registry}/good/image:2"
+    pull(executor, rebuilt)
+    open_with.clock.ahead_s = LATER_S
+    [first] = executor.spares([])
+    api.tag("buildmill/busybox:1", f"{registry}/good/image", tag="1")
+
+    was_removed = first.remove()
+
+    assert not was_removed
+    assert is_here(api, rebuilt)
+    open_with.clock.ahead_s = 0.0
+    pull(executor, named)
+    open_with.clock.ahead_s = LATER_S
+    [second] = executor.spares([])
+    api.tag(named, f"buildmill-keeping-{uuid.uuid4().hex[:8]}", tag="mine")
+    assert not second.remove()
+    assert is_here(api, named)
+
+
+def test_an_image_is_wanted_under_every_spelling_of_its_name(open_with, registry, api) -> None:
+    executor, image = open_with(), f"{registry}/good/image"
+    pull(executor, image)
+    digest = api.inspect_image(image)["RepoDigests"][0]
+    open_with.clock.ahead_s = LATER_S
+
+    assert offered(executor) == [f"{image}:latest"]
+    assert offered(executor, f"docker://{image}:latest") == []
+    assert offered(executor, digest, "no such image!") == []
+    assert offered(open_with(keep_images=[f"{registry}/good/image:*"])) == []
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"images": [1]}', '{"images": [{"id": "x"}]}'])

@@ -2,8 +2,7 @@
 
 import pytest
 
-from runner.executor.housekeeping import repository_of, with_tag
-from runner.executor.images import PulledImages
+from runner.executor.images import PulledImages, repository_of, spellings_of, with_tag
 
 
 @pytest.mark.parametrize(
@@ -16,6 +15,8 @@ from runner.executor.images import PulledImages
         ("registry.example:5000/app", "registry.example:5000/app:latest"),
         ("registry.example:5000/app:2", "registry.example:5000/app:2"),
         ("app@sha256:00", "app@sha256:00"),
+        ("index.docker.io/library/app:1@sha256:00", "app@sha256:00"),
+        ("index.example/app:1", "index.example/app:1"),
     ],
 )
 def test_a_reference_is_known_as_the_engine_lists_it(reference: str, listed: str) -> None:
@@ -41,10 +42,34 @@ def test_the_record_survives_a_restart_in_the_order_of_use(tmp_path) -> None:
         images.note_pulled(name, f"id-{name}")
         now[0] += 1
     now[0] += 10_000
-    images.note_used("first")
-    images.note_used("never-pulled")
+    images.note_used("first", "id-first")
+    images.note_used("never-pulled", "id-x")
     images.forget("third")
 
     heir = PulledImages(tmp_path / "images.json")
 
-    assert [image.reference for image in heir.longest_unused_first()] == ["second", "first"]
+    assert [image.reference for image in heir.longest_unused_first()] == ["second:latest", "first:latest"]
+
+
+@pytest.mark.parametrize("used", ["docker.io/library/app", "app:latest", "another/name:1"])
+def test_a_use_counts_under_every_name_of_the_image(tmp_path, used) -> None:
+    now = [1000.0]
+    images = PulledImages(tmp_path / "images.json", clock=lambda: now[0])
+    images.note_pulled("app", "id-app")
+    now[0] += 10_000
+
+    images.note_used(used, "id-app")
+
+    assert [image.used_at for image in images.longest_unused_first()] == [now[0]]
+
+
+@pytest.mark.parametrize(
+    ("reference", "spellings"),
+    [
+        ("app", {"app", "app:latest", "docker.io/library/app", "docker.io/library/app:latest"}),
+        ("docker.io/team/app:1", {"team/app:1", "docker.io/team/app:1"}),
+        ("registry.example/app:1", {"registry.example/app:1"}),
+    ],
+)
+def test_an_image_has_many_spellings(reference, spellings) -> None:
+    assert spellings_of(reference) >= spellings
