@@ -216,7 +216,11 @@ class Build(Row, table=True):
     started_at: datetime | None = _moment()
     finished_at: datetime | None = _moment()
     artifacts_expired_at: datetime | None = _moment()
+    artifacts_expired_round: int = Field(
+        default=0, sa_column=Column(Integer, nullable=False, server_default="0")
+    )
     logs_expired_at: datetime | None = _moment()
+    logs_expired_round: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     expired_at: datetime | None = _moment()
 
 

@@ -1,7 +1,5 @@
 """Who asks for something that retention has deleted hears so, if it was theirs to see."""
 
-from typing import Any
-
 from sqlmodel import Session
 
 from coordinator.errors import Expired, NotFound
@@ -22,6 +20,6 @@ def refuse_expired(tx: Session, caller: Caller, thing_id: str) -> None:
     raise Expired(f"this {tombstone.kind} has expired")
 
 
-def has_expired(artifact: Any, build: Build) -> bool:
-    """True for an artifact that is marked: its row may still be there for a moment."""
-    return build.artifacts_expired_at is not None and artifact.created_at <= build.artifacts_expired_at
+def has_expired(build: Build, step_round: int) -> bool:
+    """True when the artifacts of steps of this round are marked: rows may still be there for a moment."""
+    return step_round <= build.artifacts_expired_round

@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlmodel import Session
 
+from coordinator.actions.refuse_expired import has_expired
 from coordinator.actions.show_build import BuildView, get_visible_build, show_build
 from coordinator.errors import Conflict
 from coordinator.rules.access import Caller
@@ -92,11 +93,7 @@ def _require_any(again: Collection[str], which: StepsToRetry) -> None:
 
 
 def _require_outputs(build: Build, kept: Sequence[Any]) -> None:
-    expired_at = build.artifacts_expired_at  # what was made after that is still there
-    if expired_at is not None and any(
-        row.spec["outputPaths"] and row.finished_at is not None and row.finished_at <= expired_at
-        for row in kept
-    ):
+    if any(row.spec["outputPaths"] and has_expired(build, row.round) for row in kept):
         raise Conflict("the outputs of the steps that have succeeded have expired; all steps can be retried")
 
 

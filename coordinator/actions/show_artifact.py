@@ -8,7 +8,7 @@ from coordinator.actions.refuse_expired import has_expired, refuse_expired
 from coordinator.actions.show_build import get_visible_build
 from coordinator.errors import Expired, NotFound
 from coordinator.rules.access import Caller
-from coordinator.store import artifacts
+from coordinator.store import artifacts, steps
 
 
 def show_artifact(tx: Session, caller: Caller, artifact_id: str) -> Any:
@@ -23,6 +23,6 @@ def show_artifact(tx: Session, caller: Caller, artifact_id: str) -> Any:
         raise Expired("this artifact has expired") from error
     except NotFound as error:
         raise NotFound("no such artifact") from error
-    if has_expired(artifact, build):
+    if has_expired(build, steps.get_step(tx, artifact.step_id).round):
         raise Expired("this artifact has expired")
     return artifact

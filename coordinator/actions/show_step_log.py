@@ -38,7 +38,7 @@ def show_step_log(tx: Session, site: Site, caller: Caller, step_id: str, *, atte
         if attempt is not None:
             raise NotFound("no such attempt")
         return LogView(number, path, 0, not StepState(step.state).is_final, "open", None)
-    if build.logs_expired_at is not None and row.claimed_at <= build.logs_expired_at:
+    if step.round <= build.logs_expired_round:
         raise Expired("this log has expired")
     is_current = number == step.attempt
     size = step.log_size if is_current else row.log_size

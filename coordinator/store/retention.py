@@ -1,7 +1,9 @@
 """Rows that expire: what a project holds, what is marked, and deleting it a few rows at a time.
 
 A mark hides its thing from everybody at once; rows and files follow, and who is killed in between goes on
-from the marks. Bytes of blobs come last: first no artifact names them, then their row goes, then the file.
+from the marks. A mark says up to which round: what the build makes when it runs again is of a later one and
+stays, whatever any clock says. Bytes of blobs come last: first no artifact names them, then their row goes,
+then the file.
 """
 
 from collections.abc import Collection, Sequence
@@ -10,7 +12,6 @@ from datetime import datetime
 from typing import Any
 
 from sqlalchemy import (
-    Column,
     ColumnElement,
     Integer,
     Table,
@@ -54,30 +55,20 @@ STEPS = table_of(Step)
 TOMBSTONES = table_of(Tombstone)
 
 _OF_KEPT = 2**31 - 1  # the number under which bytes count that no rule frees
-_MARKS = {
-    Part.ARTIFACTS: (BUILDS.c.artifacts_expired_at,),
-    Part.LOGS: (BUILDS.c.logs_expired_at,),
-    Part.BUILD: (BUILDS.c.expired_at, BUILDS.c.artifacts_expired_at, BUILDS.c.logs_expired_at),
-}
-
-
-def _is_unmarked(at: Column[Any], marked_at: Column[Any]) -> ColumnElement[bool]:
-    """What came after the mark stays: a build may have run again since."""
-    return or_(marked_at.is_(None), at > marked_at)
-
-
-_OLD_ARTIFACT = and_(
-    ARTIFACTS.c.build_id == BUILDS.c.id, ARTIFACTS.c.created_at <= BUILDS.c.artifacts_expired_at
+_IS_ARTIFACT = and_(
+    STEPS.c.build_id == BUILDS.c.id,
+    ARTIFACTS.c.step_id == STEPS.c.id,
+    ARTIFACTS.c.build_id == STEPS.c.build_id,
 )
-_OLD_APPEND = and_(APPENDS.c.build_id == BUILDS.c.id, APPENDS.c.at <= BUILDS.c.logs_expired_at)
-_HAS_ARTIFACTS = exists().where(
-    ARTIFACTS.c.build_id == BUILDS.c.id,
-    _is_unmarked(ARTIFACTS.c.created_at, BUILDS.c.artifacts_expired_at),
+_IS_APPEND = and_(
+    APPENDS.c.build_id == BUILDS.c.id, STEPS.c.id == APPENDS.c.step_id, STEPS.c.build_id == APPENDS.c.build_id
 )
-_HAS_LOGS = exists().where(
-    APPENDS.c.build_id == BUILDS.c.id,
-    _is_unmarked(APPENDS.c.at, BUILDS.c.logs_expired_at),
-)
+_KEEPS_ARTIFACTS = STEPS.c.round > BUILDS.c.artifacts_expired_round
+_KEEPS_LOGS = STEPS.c.round > BUILDS.c.logs_expired_round
+_HAS_ARTIFACTS = exists().where(_IS_ARTIFACT, _KEEPS_ARTIFACTS).correlate(BUILDS)
+_HAS_LOGS = exists().where(_IS_APPEND, _KEEPS_LOGS).correlate(BUILDS)
+_HAS_OLD_ARTIFACTS = exists().where(_IS_ARTIFACT, ~_KEEPS_ARTIFACTS).correlate(BUILDS)
+_HAS_OLD_LOGS = exists().where(_IS_APPEND, ~_KEEPS_LOGS).correlate(BUILDS)
 _HAS = {Part.ARTIFACTS: _HAS_ARTIFACTS, Part.LOGS: _HAS_LOGS, Part.BUILD: true()}
 
 
@@ -145,19 +136,16 @@ def list_usage(tx: Session, project_id: str, build_ids: Collection[str] | None =
         which = and_(which, BUILDS.c.id.in_(sorted(build_ids)))
     files = (
         select(BUILDS.c.id, func.count(), func.sum(ARTIFACTS.c.size))
-        .join(ARTIFACTS, ARTIFACTS.c.build_id == BUILDS.c.id)
-        .where(which, _is_unmarked(ARTIFACTS.c.created_at, BUILDS.c.artifacts_expired_at))
+        .join(STEPS, STEPS.c.build_id == BUILDS.c.id)
+        .join(ARTIFACTS, _IS_ARTIFACT)
+        .where(which, _KEEPS_ARTIFACTS)
         .group_by(BUILDS.c.id)
     )
     logs = (
         select(BUILDS.c.id, func.count(), func.sum(ATTEMPTS.c.log_size))
         .join(STEPS, STEPS.c.build_id == BUILDS.c.id)
         .join(ATTEMPTS, ATTEMPTS.c.step_id == STEPS.c.id)
-        .where(
-            which,
-            ATTEMPTS.c.log_size > 0,
-            _is_unmarked(ATTEMPTS.c.claimed_at, BUILDS.c.logs_expired_at),
-        )
+        .where(which, ATTEMPTS.c.log_size > 0, _KEEPS_LOGS)
         .group_by(BUILDS.c.id)
     )
     of_files = {row[0]: (int(row[1]), int(row[2])) for row in tx.connection().execute(files)}
@@ -176,12 +164,10 @@ def weigh_artifacts(tx: Session, project_id: str, kept: Collection[str]) -> tupl
     number = case((BUILDS.c.id.in_(sorted(kept)), literal(_OF_KEPT)), else_=BUILDS.c.number)
     owned = (
         select(func.max(number).label("owner"), ARTIFACTS.c.size)
-        .join(BUILDS, BUILDS.c.id == ARTIFACTS.c.build_id)
-        .where(
-            BUILDS.c.project_id == project_id,
-            ARTIFACTS.c.type == "file",
-            _is_unmarked(ARTIFACTS.c.created_at, BUILDS.c.artifacts_expired_at),
-        )
+        .select_from(ARTIFACTS)
+        .join(STEPS, STEPS.c.id == ARTIFACTS.c.step_id)
+        .join(BUILDS, _IS_ARTIFACT)
+        .where(BUILDS.c.project_id == project_id, ARTIFACTS.c.type == "file", _KEEPS_ARTIFACTS)
         .group_by(ARTIFACTS.c.sha256, ARTIFACTS.c.size)
         .subquery()
     )
@@ -213,26 +199,31 @@ def lock_expiring(tx: Session, part: Part, expiries: Sequence[Expiry]) -> list[E
 
 def mark(tx: Session, build_ids: Collection[str], part: Part, *, now: datetime) -> None:
     """From now on this part of the builds is gone for everybody."""
-    values = {column.name: now for column in _MARKS[part]}
+    values: dict[str, Any] = {}
+    if part is not Part.LOGS:
+        values |= {"artifacts_expired_at": now, "artifacts_expired_round": BUILDS.c.round}
+    if part is not Part.ARTIFACTS:
+        values |= {"logs_expired_at": now, "logs_expired_round": BUILDS.c.round}
+    if part is Part.BUILD:
+        values["expired_at"] = now
     tx.connection().execute(update(BUILDS).where(BUILDS.c.id.in_(sorted(build_ids))).values(values))
 
 
 def list_marked(tx: Session, project_id: str, *, limit: int) -> list[Marked]:
     """Builds of which something is marked and still there, oldest first."""
-    has_artifacts, has_logs = exists().where(_OLD_ARTIFACT), exists().where(_OLD_APPEND)
     statement = (
         select(
             BUILDS.c.id,
             BUILDS.c.expired_at,
-            has_artifacts.label("has_artifacts"),
-            has_logs.label("has_logs"),
+            _HAS_OLD_ARTIFACTS.label("has_artifacts"),
+            _HAS_OLD_LOGS.label("has_logs"),
         )
         .where(
             BUILDS.c.project_id == project_id,
             or_(
                 BUILDS.c.expired_at.is_not(None),
-                and_(BUILDS.c.artifacts_expired_at.is_not(None), has_artifacts),
-                and_(BUILDS.c.logs_expired_at.is_not(None), has_logs),
+                and_(BUILDS.c.artifacts_expired_round > 0, _HAS_OLD_ARTIFACTS),
+                and_(BUILDS.c.logs_expired_round > 0, _HAS_OLD_LOGS),
             ),
         )
         .order_by(BUILDS.c.number)
@@ -250,7 +241,7 @@ def list_expired_logs(tx: Session, build_id: str) -> list[tuple[str, int]]:
         select(ATTEMPTS.c.step_id, ATTEMPTS.c.attempt)
         .join(STEPS, STEPS.c.id == ATTEMPTS.c.step_id)
         .join(BUILDS, BUILDS.c.id == STEPS.c.build_id)
-        .where(BUILDS.c.id == build_id, ATTEMPTS.c.claimed_at <= BUILDS.c.logs_expired_at)
+        .where(BUILDS.c.id == build_id, ~_KEEPS_LOGS)
     )
     return [(row.step_id, row.attempt) for row in tx.connection().execute(statement)]
 
@@ -263,8 +254,9 @@ def delete_artifacts(tx: Session, build_id: str, *, limit: int, now: datetime) -
     _hold(tx, build_id)
     statement = (
         select(ARTIFACTS.c.id, ARTIFACTS.c.sha256, BUILDS.c.project_id)
-        .join(BUILDS, _OLD_ARTIFACT)
-        .where(BUILDS.c.id == build_id)
+        .join(STEPS, STEPS.c.id == ARTIFACTS.c.step_id)
+        .join(BUILDS, _IS_ARTIFACT)
+        .where(BUILDS.c.id == build_id, ~_KEEPS_ARTIFACTS)
         .limit(limit)
     )
     rows = tx.connection().execute(statement).all()
@@ -282,8 +274,9 @@ def delete_appends(tx: Session, build_id: str, *, limit: int) -> int:
     _hold(tx, build_id)
     last = (
         select(APPENDS.c.seq)
-        .join(BUILDS, _OLD_APPEND)
-        .where(BUILDS.c.id == build_id)
+        .join(STEPS, STEPS.c.id == APPENDS.c.step_id)
+        .join(BUILDS, _IS_APPEND)
+        .where(BUILDS.c.id == build_id, ~_KEEPS_LOGS)
         .order_by(APPENDS.c.seq)
         .limit(limit)
     )

@@ -35,7 +35,9 @@ _DROP_ARROW = delete(DEPENDENCIES).where(
 _ARTIFACTS = (
     select(ARTIFACTS)
     .join(STEPS, STEPS.c.id == ARTIFACTS.c.step_id)
-    .where(ARTIFACTS.c.build_id == given(ARTIFACTS.c.build_id), IS_LATEST)
+    .where(
+        ARTIFACTS.c.build_id == given(ARTIFACTS.c.build_id), STEPS.c.round > given(STEPS.c.round), IS_LATEST
+    )
     .order_by(ARTIFACTS.c.step_id, ARTIFACTS.c.path)
 )
 
@@ -64,9 +66,13 @@ def list_latest_dependencies(tx: Session, build_id: str) -> dict[str, list[str]]
     return arrows
 
 
-def list_latest_artifacts(tx: Session, build_id: str) -> list[Row[Any]]:
-    """What the latest row of each step has handed on; what it replaced can only be had by its id."""
-    return list(tx.connection().execute(_ARTIFACTS, {"the_build_id": build_id}).all())
+def list_latest_artifacts(tx: Session, build_id: str, *, after_round: int) -> list[Row[Any]]:
+    """What the latest row of each step has handed on, of rounds later than this one.
+
+    What it replaced can only be had by its id.
+    """
+    wanted = {"the_build_id": build_id, "the_round": after_round}
+    return list(tx.connection().execute(_ARTIFACTS, wanted).all())
 
 
 def carry_steps(tx: Session, build_id: str, *, round_number: int) -> list[Row[Any]]:

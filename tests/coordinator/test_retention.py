@@ -39,7 +39,18 @@ from coordinator.tables import (
 )
 from coordinator.upkeep import Done, Upkeep
 from shared.ids import new_id
-from tests.factories import LOCAL, ON_POSTGRES, ON_SQLITE, Api, Held, HeldOverHttp, Mill, a_spec, together
+from tests.factories import (
+    LOCAL,
+    ON_POSTGRES,
+    ON_SQLITE,
+    Api,
+    Held,
+    HeldOverHttp,
+    Mill,
+    a_spec,
+    a_step,
+    together,
+)
 
 BUILDS, STEPS, ATTEMPTS, APPENDS, ARTIFACTS, BLOBS, ARROWS, TOMBSTONES = (
     table_of(row) for row in (Build, Step, StepAttempt, LogAppend, Artifact, Blob, StepDependency, Tombstone)
@@ -136,11 +147,9 @@ class Shop:
 
         def look(tx: Session) -> tuple[list[Any], ...]:
             run = tx.connection().execute
-            named = select(ARTIFACTS, BUILDS.c.artifacts_expired_at).join(
-                BUILDS, BUILDS.c.id == ARTIFACTS.c.build_id
-            )
+            named = select(ARTIFACTS)
             logs = (
-                select(ATTEMPTS, BUILDS.c.id.label("build_id"), BUILDS.c.logs_expired_at)
+                select(ATTEMPTS, BUILDS.c.id.label("build_id"), STEPS.c.round, BUILDS.c.logs_expired_round)
                 .join(STEPS, STEPS.c.id == ATTEMPTS.c.step_id)
                 .join(BUILDS, BUILDS.c.id == STEPS.c.build_id)
                 .where(BUILDS.c.expired_at.is_(None))
@@ -152,7 +161,7 @@ class Shop:
         assert all(self.mill.site.blobs.has(sha256, size) for sha256, size in blobs.items())
         assert {row.sha256 for row in named} <= set(blobs)
         for row in logs:
-            if row.logs_expired_at is None or row.claimed_at > row.logs_expired_at:
+            if row.round > row.logs_expired_round:
                 path = self.mill.site.logs.path(row.build_id, row.step_id, row.attempt)
                 assert self.mill.site.logs.size(path) == row.log_size
 
@@ -995,3 +1004,38 @@ def test_bytes_put_over_http_are_asked_for_again_once_unused(api: Api, mill: Mil
     after = held.client.head(held.path(f"blobs/{sha256}"), headers=held.headers).status_code
 
     assert (before, again, after) == (404, 201, 200)
+
+
+def test_what_ran_again_with_the_clock_set_back_keeps_its_new_outputs_and_logs(
+    mill: Mill, client: Any
+) -> None:
+    spec = [a_step("make", outputPaths=["out"]), a_step("use", ["make"])]
+    project_id = mill.a_project()
+    shop = Shop(mill, project_id, mill.a_workflow(project_id, spec), mill.a_runner())
+    shop.rules(artifact_days=1, log_days=1)
+
+    def run(data: bytes) -> Held:
+        (held,) = mill.acquire(shop.runner)
+        mill.start(held)
+        mill.append(held, 0, data)
+        mill.complete(held, artifacts=[shop.upload(held, data)] if held.claim.name == "make" else [])
+        return held
+
+    builds = [mill.another_build(project_id, shop.workflow_id, branch="main").id for _ in range(2)]
+    for _ in range(4):
+        run(b"old")
+    mill.clock.advance(2 * DAY)
+    shop.expire()
+    (at,) = [one for one in builds if client.get(f"/api/builds/{one}/artifacts").json() == []]
+
+    mill.clock.advance(-3600)
+    assert client.post(f"/api/builds/{at}/retry", json={"steps": "all"}).status_code < 300
+    made = run(b"new")
+    shop.expire()
+
+    assert client.get(f"/api/steps/{made.step_id}/log").text == "new"
+    (output,) = client.get(f"/api/builds/{at}/artifacts").json()
+    assert client.get(f"/api/artifacts/{output['id']}").status_code == 200
+    used = run(b"used")
+    assert [one.path for one in used.claim.inputs] == [output["path"]]
+    shop.require_nothing_dangling()

@@ -169,9 +169,9 @@ class BuildOut(Shape):
     number: Annotated[int, Field(description="Counts the project's builds from 1, without gaps")]
     status_reason: Annotated[str | None, Field(description="Why the build did not succeed")] = None
     artifacts_expired_at: Annotated[
-        Moment | None, Field(description="Artifacts made until then are gone")
+        Moment | None, Field(description="When the artifacts it had were let go")
     ] = None
-    logs_expired_at: Annotated[Moment | None, Field(description="Logs begun until then are gone")] = None
+    logs_expired_at: Annotated[Moment | None, Field(description="When the logs it had were let go")] = None
     timeout_seconds: Annotated[int | None, Field(description="Time limit of the whole build")] = None
 
 

@@ -29,6 +29,8 @@ def _retention() -> None:
     op.add_column("projects", sa.Column("retention", sa.JSON(none_as_null=True), nullable=True))
     for name in ("artifacts_expired_at", "logs_expired_at", "expired_at"):
         op.add_column("builds", sa.Column(name, moment, nullable=True))
+    for name in ("artifacts_expired_round", "logs_expired_round"):
+        op.add_column("builds", sa.Column(name, sa.Integer(), nullable=False, server_default="0"))
     op.add_column("blobs", sa.Column("unused_since", moment, nullable=True))
     op.create_index("ix_blobs_sha256", "blobs", ["sha256"])
     op.create_index("ix_blobs_unused", "blobs", ["unused_since"])
