@@ -46,7 +46,11 @@ class Job:
     @property
     def name(self) -> str:
         """The deterministic name of what the executor makes for this attempt."""
-        return f"buildmill-{self.runner[-8:]}-{self.step_id}-{self.attempt}"
+        return name_of(self.runner, self.step_id, self.attempt)
+
+
+def name_of(runner: str, step_id: str, attempt: int) -> str:
+    return f"buildmill-{runner[-8:]}-{step_id}-{attempt}"
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ class Executor(Protocol):
         """Kill and remove it."""
 
     def remove_strays(self, held: Collection[tuple[str, int]]) -> None:
-        """Remove what else was made for attempts that are not among these: volumes, networks."""
+        """Remove what else was made for attempts not among these: secrets, volumes, networks."""
 
     def spares(self, wanted: Collection[str]) -> Iterator[Spare]:
         """Images that may go for want of room: pulled by us, used by nothing and not among these."""

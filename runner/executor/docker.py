@@ -28,7 +28,7 @@ from docker.utils import parse_repository_tag
 from runner.credentials import RegistryLogin
 from runner.errors import BadSetup, EngineUnavailable, RunnerError, StepError
 from runner.executor import egress, epoch, holder_image, launcher, owner, seccomp, trust, verdict
-from runner.executor.base import Bind, Created, Ended, Job, Leftover
+from runner.executor.base import Bind, Created, Ended, Job, Leftover, name_of
 from runner.executor.holders import HolderPool
 from runner.executor.housekeeping import Housekeeping
 from runner.executor.images import PulledImages
@@ -408,6 +408,7 @@ class DockerExecutor:
         self._remove_with_holder(leftover.name, self._inspect(leftover.name))
 
     def remove_strays(self, held: Collection[tuple[str, int]]) -> None:
+        self._secret_files.sweep([name_of(self._runner, *key) for key in held])
         self._housekeeping.remove_strays(held, self._holders.list_ready())
 
     def spares(self, wanted: Collection[str]) -> Iterator[Spare]:

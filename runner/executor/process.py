@@ -20,7 +20,7 @@ import structlog
 
 from runner.errors import BadSetup, EngineUnavailable, StepError
 from runner.executor import launcher, supervisor, verdict
-from runner.executor.base import Bind, Created, Ended, Job, Leftover
+from runner.executor.base import Bind, Created, Ended, Job, Leftover, name_of
 from runner.executor.secret_files import SecretFiles
 from runner.spares import Spare
 from shared.reasons import Reason
@@ -186,7 +186,8 @@ class ProcessExecutor:
         record.unlink(missing_ok=True)
 
     def remove_strays(self, held: Collection[tuple[str, int]]) -> None:
-        """Processes make nothing besides their folders."""
+        """Processes leave nothing else besides their folders."""
+        self._secret_files.sweep([name_of(self._runner, *key) for key in held])
 
     def spares(self, wanted: Collection[str]) -> Iterator[Spare]:
         return iter(())

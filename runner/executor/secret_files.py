@@ -4,10 +4,11 @@ The launcher reads it into the environment and empties it before the script begi
 The engine knows its path alone, so what it shows of a container holds no value.
 """
 
+import contextlib
 import os
-import secrets
 import stat
-from collections.abc import Mapping
+import threading
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -38,6 +39,9 @@ class SecretFiles:
     def __init__(self, state: Path, runner: str) -> None:
         self._own = state / FOLDER
         self._private = f"buildmill-{runner}"
+        self._lock = threading.Lock()
+        self._placed: set[str] = set()  # in this life, and not removed since
+        self._unheld: set[str] = set()  # those of them that no attempt held when we last swept
 
     def place(self, name: str, values: Mapping[str, str], *, for_any_user: bool) -> Path:
         """Write what the launcher of attempt `name` is to read; a second call writes it anew.
@@ -45,10 +49,13 @@ class SecretFiles:
         The folder is closed to other users of the machine, so a step that runs as another user than root can
         be let read (and empty) its file.
         """
+        with self._lock:
+            self._placed.add(name)
         text = "".join(f"export {key}={quote(value)}\n" for key, value in values.items()).encode()
         path = self._find(name) or self._make_place(name, len(text))
-        part = path.with_name(f".{name}.{secrets.token_hex(8)}")
+        part = path.with_name(_part_of(name))
         try:
+            part.unlink(missing_ok=True)  # a former life was killed while it wrote
             descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(text)
@@ -68,27 +75,53 @@ class SecretFiles:
             self.remove(name)
 
     def remove(self, name: str) -> None:
-        """Remove the file, read or not; harmless when there is none."""
-        path = self._find(name)
-        if path is None:
-            return
-        path.unlink(missing_ok=True)
-        if path.name == FILE:
-            unmount(path.parent)  # a container that has the file keeps its own mount of it
-            path.parent.rmdir()
+        """Remove the file, read or not, whole or in part, and its place; harmless when there is none."""
+        own = self._own / name
+        for folder in [own, *self._private_folders()]:
+            for file in _files_of(folder, name, own):
+                file.unlink(missing_ok=True)
+        if own.is_dir():
+            unmount(own)  # a container that has the file keeps its own mount of it
+            own.rmdir()
+        with self._lock:
+            self._placed.discard(name)
 
     def stands(self, name: str) -> bool:
-        """Whether a file of this attempt, or the place that was made for one, is still there."""
-        return self._find(name) is not None
+        """Whether a file of this attempt, whole or in part, or a place made for one, is still there."""
+        own = self._own / name
+        files = (file for folder in self._private_folders() for file in _files_of(folder, name, own))
+        return own.exists() or any(file.exists() for file in files)
+
+    def sweep(self, held: Collection[str]) -> None:
+        """Remove what stands for any other attempt than these, whichever life placed it.
+
+        What this life placed stays until the second time: its attempt may have begun after `held` was asked.
+        """
+        with self._lock:
+            keep = {*held, *(self._placed - self._unheld)}
+            self._unheld = self._placed.difference(held)
+        for place in _list(self._own):
+            if place.name not in keep:
+                log.info("secrets_removed", attempt=place.name)
+                self.remove(place.name)
+        kept_files = keep.union(map(_part_of, keep))
+        for folder in self._private_folders():
+            for file in _list(folder):
+                if file.name not in kept_files:
+                    log.info("secrets_removed", file=file.name)
+                    file.unlink(missing_ok=True)
+
+    def _private_folders(self) -> Iterator[Path]:
+        shared = (folder / self._private for folder in SHARED_FOLDERS)
+        return (folder for folder in shared if folder.exists() and _is_fit(folder))
 
     def _find(self, name: str) -> Path | None:
         """Where the file of this attempt lies or is to lie, if a place was made, in this life or before."""
         own = self._own / name
         if own.is_dir() and find_mount(own) is not None:
             return own / FILE
-        shared = (folder / self._private for folder in SHARED_FOLDERS)
-        found = (folder for folder in shared if (folder / name).exists() and _is_fit(folder))
-        return next((folder / name for folder in found), None)
+        found = (folder / name for folder in self._private_folders() if (folder / name).exists())
+        return next(found, None)
 
     def _make_place(self, name: str, size: int) -> Path:
         own = self._own / name
@@ -99,6 +132,8 @@ class SecretFiles:
             return own / FILE
         except OSError as error:
             log.info("no_tmpfs_of_its_own", path=str(own), cause=str(error))
+            with contextlib.suppress(OSError):
+                own.rmdir()
         for shared in SHARED_FOLDERS:
             folder = shared / self._private
             try:
@@ -111,6 +146,19 @@ class SecretFiles:
             Reason.INTERNAL,
             "this runner has no place in memory for secrets: let it mount a tmpfs, or give it /dev/shm",
         )
+
+
+def _part_of(name: str) -> str:
+    """While it is written; named after the attempt, so that any later life knows whose it is."""
+    return f".{name}.part"
+
+
+def _files_of(folder: Path, name: str, own: Path) -> tuple[Path, Path]:
+    return folder / (FILE if folder == own else name), folder / _part_of(name)
+
+
+def _list(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def _is_fit(folder: Path) -> bool:

@@ -1,21 +1,33 @@
 """Secrets reach a step through memory, whatever bytes they hold, and are gone when the script begins."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import httpx
 import pytest
 
+from runner.cli import make_agent
+from runner.client import Client
 from runner.errors import StepError
 from runner.executor import secret_files
+from runner.executor.base import name_of
 from runner.executor.launcher import make_attempt_files, read_rc
 from runner.executor.secret_files import SecretFiles
+from runner.journal import Journal, JournalPhase, attempt_dir
 from runner.mounts import find_mount, mounts_below
+from runner.settings import Settings
+from runner.state_dir import Identity, save_identity
 from shared.reasons import Reason
+from tests.runner.claims import a_claim
 from tests.runner.state_folder import a_state_folder, needs_root
+from tests.runner.test_agent import Polled
 from tests.runner.test_launcher import SHELLS
 
+ADDRESS = "http://coordinator.test"
 NASTY = (
     'it\'s "quoted" $HOME `id` \\ \\n %s ! * ~ # \r\n\t'
     + "".join(map(chr, range(1, 0x100)))
@@ -169,6 +181,122 @@ def test_a_folder_that_somebody_else_prepared_is_not_used(
         assert list(open_to_all.iterdir()) == []
     finally:
         open_to_all.rmdir()
+
+
+@pytest.mark.threat("G06")
+@pytest.mark.parametrize("may_mount", [pytest.param(True, marks=needs_root), False])
+def test_a_file_half_written_by_a_life_that_was_killed_is_seen_and_removed(
+    state: Path, monkeypatch: pytest.MonkeyPatch, may_mount: bool
+) -> None:
+    if not may_mount:
+        refuse_mounts(monkeypatch)
+    runner = f"half-{os.getpid()}"
+    files = SecretFiles(state, runner)
+    place_and_die_before_it_is_shown(files)
+    heir = SecretFiles(state, runner)
+
+    stood = heir.stands("attempt")
+    heir.remove("attempt")
+
+    assert stood
+    assert not heir.stands("attempt")
+    assert [left for folder in private_folders(runner) for left in folder.iterdir()] == []
+    assert mounts_below(state) == []
+    remove_private_folders(runner)
+
+
+@pytest.mark.threat("G06")
+@pytest.mark.parametrize("may_mount", [pytest.param(True, marks=needs_root), False])
+def test_secrets_of_attempts_that_nobody_holds_are_swept_and_others_stay(
+    state: Path, monkeypatch: pytest.MonkeyPatch, may_mount: bool
+) -> None:
+    if not may_mount:
+        refuse_mounts(monkeypatch)
+    runner = f"swept-{os.getpid()}"
+    former = SecretFiles(state, runner)
+    kept = former.place("held", {"A": "a"}, for_any_user=False)
+    former.place("forgotten", {"A": "canary"}, for_any_user=False)
+    place_and_die_before_it_is_shown(former, "half")
+    files = SecretFiles(state, runner)
+
+    files.sweep(["held"])
+
+    assert kept.read_text() == "export A='a'\n"
+    assert not any(files.stands(name) for name in ("forgotten", "half"))
+    files.sweep([])
+    assert [left for folder in private_folders(runner) for left in folder.iterdir()] == []
+    assert mounts_below(state) == []
+    remove_private_folders(runner)
+
+
+@needs_root
+def test_what_this_life_has_placed_is_swept_only_when_nobody_holds_it_for_a_second_time(
+    files: SecretFiles,
+) -> None:
+    files.place("begun meanwhile", {"A": "a"}, for_any_user=False)
+
+    files.sweep([])
+    after_one = files.stands("begun meanwhile")
+    files.sweep(["begun meanwhile"])
+    files.sweep([])
+    after_being_held = files.stands("begun meanwhile")
+    files.sweep([])
+
+    assert (after_one, after_being_held) == (True, True)
+    assert not files.stands("begun meanwhile")
+
+
+def test_an_empty_place_that_a_life_was_killed_over_is_seen_and_swept(
+    files: SecretFiles, state: Path
+) -> None:
+    (state / "secrets" / "attempt").mkdir(parents=True)
+
+    stood = files.stands("attempt")
+    files.sweep([])
+
+    assert stood
+    assert list((state / "secrets").iterdir()) == []
+
+
+@needs_root
+@pytest.mark.threat("G06")
+def test_a_runner_removes_the_secrets_of_an_attempt_that_it_was_killed_over_once_it_was_done(
+    state: Path,
+) -> None:
+    save_identity(state, Identity("runner-1", "the-secret", ADDRESS))
+    SecretFiles(state, "runner-1").place(name_of("runner-1", "s1", 1), {"A": "canary"}, for_any_user=False)
+    journal = Journal.create(attempt_dir(state, "s1", 1), a_claim(step_id="s1").model_dump(mode="json"))
+    journal.advance(JournalPhase.DONE)
+    settings = Settings(coordinator=ADDRESS, state=state, executor="process")
+    connect = partial(Client, transport=httpx.MockTransport(Polled()))  # type: ignore[no-untyped-call]
+
+    make_agent(settings, once=True, connect=connect).run()
+
+    assert mounts_below(state) == []
+    assert list((state / "secrets").iterdir()) == []
+
+
+def place_and_die_before_it_is_shown(files: SecretFiles, name: str = "attempt") -> None:
+    """In a process of its own, killed between writing the file and giving it its name."""
+    child = os.fork()
+    if child == 0:
+        Path.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment, method-assign]
+        try:
+            files.place(name, {"A": "canary"}, for_any_user=False)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
+def private_folders(runner: str) -> list[Path]:
+    folders = [shared / f"buildmill-{runner}" for shared in secret_files.SHARED_FOLDERS]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def remove_private_folders(runner: str) -> None:
+    for folder in private_folders(runner):
+        folder.rmdir()
 
 
 def refuse_mounts(monkeypatch: pytest.MonkeyPatch) -> None:
