@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from runner.attempt import Attempt
 from runner.client import Proof
 from runner.control import Standing
-from runner.errors import LeaseLost, Refused, StepError, Unreachable
+from runner.errors import EngineUnavailable, LeaseLost, Refused, StepError, Unreachable
 from runner.health import Health
 from runner.insistence import insist
 from runner.janitor import Janitor
@@ -63,7 +63,7 @@ class Agent:
         self._slots = Slots(slots)
         self._attempts: dict[tuple[str, int], Attempt] = {}
         self._left_for_later: set[tuple[str, int]] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal may come while the main thread holds it
         self._health = Health(state, means.disk)
         self._draining = threading.Event()
         self._shutdown = threading.Event()
@@ -116,7 +116,7 @@ class Agent:
         False when it ends because of an error of its own.
         """
         self._means.trash.start()
-        self._janitor.sweep_leftovers()
+        self._janitor.sweep_folder()
         if not self._adopt():
             self._close_means()
             return True
@@ -236,15 +236,24 @@ class Agent:
             return  # the same claim, heard twice
         try:
             written = claim.model_dump(mode="json", exclude={"secrets"})
-            journal = Journal.load(folder) or Journal.create(folder, written)
+            journal = Journal.load(folder)
+            if journal is None:
+                self._janitor.make_way(_key(attempt))
+                journal = Journal.create(folder, written)
+        except EngineUnavailable as error:
+            self._give_back(attempt, claim, "what a former life left stands in its way", error)
+            return
         except (OSError, StepError) as error:
-            log.error("step_not_begun", step=claim.step_id, attempt=claim.attempt, cause=str(error))
             self._means.trash.throw(folder)
-            self._let_go(attempt)
-            self._release(claim, "the runner's disk is full")
-            self._draining.wait(NO_ROOM_PAUSE_S)
+            self._give_back(attempt, claim, "the runner's disk is full", error)
             return
         self._work_on(journal, attempt)
+
+    def _give_back(self, attempt: Attempt, claim: Claim, why: str, error: Exception) -> None:
+        log.error("step_not_begun", step=claim.step_id, attempt=claim.attempt, cause=str(error))
+        self._let_go(attempt)
+        self._release(claim, why)
+        self._draining.wait(NO_ROOM_PAUSE_S)
 
     def _hold(self, attempt: Attempt) -> bool:
         """From here on heartbeats name it and nobody cleans up after it; False when it was so before."""

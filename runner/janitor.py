@@ -22,6 +22,7 @@ log = structlog.get_logger()
 EVERY_S = 300.0
 SOON_S = 5.0
 LOOK_S = 10.0
+WAY_LONGEST_S = 120.0  # twice the time that an engine has for one removal
 UNFINISHED = ("probe-*", "inputs/.part-*", "checkouts/.part-*")
 GATHERING = (JournalPhase.COLLECTING, JournalPhase.UPLOADING)
 
@@ -39,12 +40,18 @@ class Janitor:
         self._room = Room([], marks, means.trash)
         self._held: Callable[[], Set[Key]] = frozenset
         self._stuck: set[Key] = set()
+        self._in_the_way: set[Key] | None = None  # what the last round found; None: nobody has looked yet
+        self._removing: Key | None = None
+        self._changed = threading.Condition()
         self._soon = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="janitor", daemon=True)
 
     def start(self, held: Callable[[], Set[Key]]) -> None:
-        """`held` names the attempts not to be touched; each is in it before its folder is made."""
+        """`held` names the attempts not to be touched; each is in it before its folder is made.
+
+        The first round comes at once, and only after the coordinator has said what goes on.
+        """
         self._held = held
         self._room = self._survey()
         self._thread.start()
@@ -58,19 +65,37 @@ class Janitor:
         self._soon.set()
         self._thread.join(10)
 
-    def sweep_leftovers(self) -> None:
-        """Remove what no journal knows: containers, and folders of attempts that were done."""
-        known = {(journal.step_id, journal.attempt) for journal in open_journals(self._state)}
+    def sweep_folder(self) -> None:
+        """Before anything is under way: what is half made in the state folder, and forgotten views.
+
+        Nothing outside the folder is touched. It may be a copy, and then all that runs is another process's
+        until the coordinator has said whose it is; what attempts left goes with the first round.
+        """
+        _try(self._unmount_forgotten)
+        _try(self._throw_unfinished)
+
+    def make_way(self, key: Key) -> None:
+        """Before a held, fresh claim is begun: what a former life left under its name goes first.
+
+        Raises what the engine says when it withstands.
+        """
+        with self._changed:
+            if self._in_the_way is not None and key not in self._in_the_way:
+                return
+            self._changed.wait_for(lambda: self._removing != key, WAY_LONGEST_S)
         for leftover in self._means.executor.leftovers():
-            if (leftover.step_id, leftover.attempt) not in known:
+            if (leftover.step_id, leftover.attempt) == key:
                 self._remove(leftover)
-        _try(partial(self._means.executor.remove_strays, known))
         for folder in self._attempt_folders():
-            if _key_of(folder) not in known:
+            if _key_of(folder) == key:
                 self._close(folder)
+
+    def _unmount_forgotten(self) -> None:
         for mounted in overlays_of(self._state):
-            if self._owner_of(mounted) not in known:
+            if self._owner_of(mounted) is None:
                 self._unmount(mounted)
+
+    def _throw_unfinished(self) -> None:
         for pattern in UNFINISHED:
             for folder in self._state.glob(pattern):
                 self._means.trash.throw(folder)
@@ -118,7 +143,7 @@ class Janitor:
 
     def _run(self) -> None:
         """After a call, and as long as something withstands, the rounds come quicker."""
-        pause = EVERY_S
+        pause = EVERY_S if self._clear_up() else SOON_S / 2
         while True:
             if self._is_called_within(pause):
                 self._soon.clear()
@@ -138,12 +163,20 @@ class Janitor:
 
     def _go_round(self) -> bool:
         """True when nothing is left that should have gone."""
+        is_clean = self._clear_up()
         try:
-            is_clean = _try(self._remove_what_nobody_holds) and not self._stuck
             is_clean = _try(self._prune) and is_clean
             return self._room.clear() and is_clean
         except Exception:  # without this thread nothing here would ever be removed again
             log.exception("round_failed")
+            return False
+
+    def _clear_up(self) -> bool:
+        """True when nothing is left of attempts that nobody holds."""
+        try:
+            return _try(self._remove_what_nobody_holds) and not self._stuck
+        except Exception:
+            log.exception("clearing_up_failed")
             return False
 
     def _remove_what_nobody_holds(self) -> None:
@@ -152,21 +185,37 @@ class Janitor:
         leftovers = self._means.executor.leftovers()
         held = self._held()  # asked last: whatever was found before and is needed is in it
         self._stuck = set()
+        with self._changed:
+            self._in_the_way = {(one.step_id, one.attempt) for one in leftovers}
+            self._in_the_way |= {_key_of(folder) for folder in folders}
         for leftover in leftovers:
             key = (leftover.step_id, leftover.attempt)
-            if key not in held and not _try(partial(self._remove, leftover)):
+            if key not in held and not self._take_away(key, partial(self._remove, leftover)):
                 self._stuck.add(key)
         for folder in folders:
             key = _key_of(folder)
             if key in held or key in self._stuck:
                 continue
             log.info("attempt_removed", step=key[0], attempt=key[1])
-            if not _try(partial(self._close, folder)):
+            if not self._take_away(key, partial(self._close, folder)):
                 self._stuck.add(key)
         _try(partial(self._means.executor.remove_strays, held))
         for mounted in overlays_of(self._state):
             if mounted.is_relative_to(self._means.trash.folder.resolve()):
                 self._unmount(mounted)
+
+    def _take_away(self, key: Key, act: Callable[[], None]) -> bool:
+        """Unless a claim of that name came meanwhile; one that comes now waits in `make_way`."""
+        with self._changed:
+            if key in self._held():
+                return True
+            self._removing = key
+        try:
+            return _try(act)
+        finally:
+            with self._changed:
+                self._removing = None
+                self._changed.notify_all()
 
     def _prune(self) -> None:
         pinned = self._pinned()

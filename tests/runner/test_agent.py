@@ -11,6 +11,7 @@ import pytest
 from runner.cli import make_agent
 from runner.client import Client
 from runner.errors import EngineUnavailable, StepError
+from runner.executor.base import Leftover
 from runner.journal import Journal, attempt_dir
 from runner.settings import Settings
 from runner.state_dir import Identity, PendingRequest, save_identity
@@ -307,3 +308,58 @@ def test_an_adopted_attempt_is_masked_with_what_resume_hands_out_again(new_agent
     assert coordinator.completions[0]["status"] == "success"
     assert b"***\n" in coordinator.log
     assert canary.encode() not in coordinator.log
+
+
+def a_leftover_that_withstands(agent, monkeypatch, *, asked):
+    """The engine shows one container of a former life, and cannot delete it."""
+
+    def withstand(leftover):
+        asked.append(leftover.name)
+        raise EngineUnavailable("the container cannot be removed")
+
+    leftover = Leftover("stubborn", "old-step", 1, True)
+    monkeypatch.setattr(agent._means.executor, "leftovers", lambda: [leftover])
+    monkeypatch.setattr(agent._means.executor, "remove_leftover", withstand)
+
+
+def test_a_container_that_cannot_be_removed_keeps_the_runner_from_nothing(
+    new_agent, coordinator, state, monkeypatch
+):
+    agent, asked = new_agent(), []
+    a_leftover_that_withstands(agent, monkeypatch, asked=asked)
+    claim = a_claim(f"echo goes-on >> {state}/ran", step_id="goes-on")
+    Journal.create(attempt_dir(state, "goes-on", 1), claim.model_dump(mode="json"))
+    coordinator.claims = [[a_claim(step_id="new")]]
+
+    live(agent)
+
+    assert (state / "ran").read_text() == "goes-on\n"
+    assert coordinator.asked.count("complete") == 2
+    assert asked == ["stubborn"]
+
+
+def test_nothing_of_a_former_life_is_removed_before_the_coordinator_was_asked(
+    new_agent, coordinator, monkeypatch
+):
+    """The folder may be a copy, and what it names may be at work for another process."""
+    agent, asked = new_agent(), []
+    a_leftover_that_withstands(agent, monkeypatch, asked=asked)
+    coordinator.answers["resume"] = [httpx.ConnectError("away") for _ in range(1000)]
+    threading.Timer(0.5, agent.drain).start()
+
+    live(agent)
+
+    assert asked == []
+
+
+def test_a_claim_whose_name_a_former_life_still_uses_goes_back(new_agent, coordinator, state, monkeypatch):
+    monkeypatch.setattr("runner.agent.NO_ROOM_PAUSE_S", 0.0)
+    agent, asked = new_agent(), []
+    a_leftover_that_withstands(agent, monkeypatch, asked=asked)
+    coordinator.claims = [[a_claim(step_id="old-step")]]
+
+    live(agent)
+
+    assert "release" in coordinator.asked
+    assert "start" not in coordinator.asked
+    assert not attempt_dir(state, "old-step", 1).exists()

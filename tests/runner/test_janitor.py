@@ -14,7 +14,7 @@ from runner.errors import EngineUnavailable
 from runner.executor.base import Leftover
 from runner.janitor import Janitor
 from runner.journal import Journal, JournalPhase, attempt_dir
-from runner.mounts import mount_overlay, unmount
+from runner.mounts import mount_overlay, overlays_of, unmount
 from runner.room import Marks
 from runner.settings import Settings
 from runner.spares import Spare
@@ -348,23 +348,28 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting is root's")
 
 
 @needs_root
-def test_forgotten_mounts_of_attempts_that_nobody_knows_are_taken_off_at_the_start(janitor, state):
+def test_forgotten_mounts_of_attempts_that_nobody_knows_are_taken_off_at_the_start(janitor, at_work, state):
     odd = an_overlay(state, attempt_dir(state, "over", 1) / "odd-name")
     outside_of_attempts = an_overlay(state, state / "cache" / "half-made.view")
 
-    janitor.sweep_leftovers()
+    janitor.sweep_folder()
+    assert not outside_of_attempts.is_mount()
+    at_work()
 
-    assert not odd.is_mount() and not outside_of_attempts.is_mount()
-    assert not attempt_dir(state, "over", 1).exists()
+    assert eventually(lambda: not attempt_dir(state, "over", 1).exists() and not overlays_of(state))
+    assert not odd.is_mount()
 
 
 @needs_root
-def test_mounts_of_attempts_that_go_on_stay(janitor, state, engine):
+def test_mounts_of_attempts_that_go_on_stay(janitor, at_work, state, engine):
     folder = left_behind(state, engine, "goes-on", JournalPhase.RUNNING)
     mounted = an_overlay(state, folder / "ws")
+    over = left_behind(state, engine, "over")
 
-    janitor.sweep_leftovers()
+    janitor.sweep_folder()
+    at_work(("goes-on", 1))
 
+    assert eventually(lambda: not over.exists())
     assert mounted.is_mount()
     unmount(mounted)
 
@@ -376,7 +381,7 @@ def test_what_the_operator_mounted_below_the_state_folder_stays(janitor, state, 
     target.mkdir()
     mount_overlay(target, f"lowerdir={own}.lower:{own}.upper", read_only=True)
 
-    janitor.sweep_leftovers()
+    janitor.sweep_folder()
 
     assert target.is_mount()
     unmount(target)
@@ -400,17 +405,88 @@ def test_half_made_folders_of_a_former_life_go_at_the_start(janitor, state):
     for folder in half_made:
         folder.mkdir(parents=True, exist_ok=True)
 
-    janitor.sweep_leftovers()
+    janitor.sweep_folder()
 
     assert not any(folder.exists() for folder in half_made)
 
 
-def test_the_folder_of_a_step_goes_with_its_last_attempt(janitor, state):
+def test_the_folder_of_a_step_goes_with_its_last_attempt(at_work, state):
     attempt_dir(state, "over", 1).mkdir(parents=True)
 
-    janitor.sweep_leftovers()
+    at_work()
 
-    assert not (state / "a" / "over").exists()
+    assert eventually(lambda: not (state / "a" / "over").exists())
+
+
+def test_nothing_outside_the_folder_is_touched_before_the_coordinator_has_said_whose_it_is(
+    janitor, state, engine
+):
+    left_behind(state, engine, "another-process-runs-it", JournalPhase.DONE)
+
+    janitor.sweep_folder()
+
+    assert standing(engine) == ["another-process-runs-it"]
+    assert not engine.asked.is_set()
+
+
+def test_what_a_former_life_left_goes_at_once(at_work, state, engine):
+    gone = left_behind(state, engine, "over")
+
+    at_work()
+
+    assert eventually(lambda: not gone.exists())
+    assert standing(engine) == []
+
+
+def test_a_fresh_claim_finds_nothing_of_a_former_life_under_its_name(janitor, at_work, state, engine):
+    """Its journal could not be read any more, and the coordinator has handed the attempt out again."""
+    folder = left_behind(state, engine, "again", JournalPhase.RUNNING)
+    others = left_behind(state, engine, "others", JournalPhase.RUNNING)
+    at_work(("again", 1), ("others", 1))
+
+    janitor.make_way(("again", 1))
+
+    assert standing(engine) == ["others"]
+    assert not folder.exists()
+    assert others.exists()
+
+
+def test_a_fresh_claim_waits_until_the_removal_of_its_name_is_over(janitor, state, engine):
+    left_behind(state, engine, "again")
+    removing, go_on, held = threading.Event(), threading.Event(), set()
+    remove = engine.remove_leftover
+
+    def slowly(leftover):
+        removing.set()
+        assert go_on.wait(10)
+        remove(leftover)
+
+    engine.remove_leftover = slowly
+    janitor.start(lambda: set(held))
+    assert removing.wait(10)
+    held.add(("again", 1))
+    way = threading.Thread(target=janitor.make_way, args=[("again", 1)])
+    way.start()
+
+    way.join(0.2)
+    assert way.is_alive()
+    go_on.set()
+    way.join(10)
+
+    assert not way.is_alive()
+    assert standing(engine) == []
+    janitor.stop()
+
+
+def test_a_claim_with_nothing_in_its_way_does_not_ask_the_engine(janitor, at_work, state, engine):
+    gone = left_behind(state, engine, "over")
+    at_work()
+    assert eventually(lambda: not gone.exists())
+    engine.asked.clear()
+
+    janitor.make_way(("fresh", 1))
+
+    assert not engine.asked.is_set()
 
 
 def test_what_else_the_engine_holds_for_nobody_is_asked_for_with_the_attempts_in_hand(at_work, state, engine):
