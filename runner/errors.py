@@ -10,6 +10,7 @@ RunnerError
 ├── EngineUnavailable  the container engine does not answer
 ├── BadSetup         this machine or its settings cannot do what was asked; the message says the remedy
 └── StepError        the step ends here, with a reason the user can read
+    └── ImageGone      the image was here and is not any more; it can be pulled again
 """
 
 from collections.abc import Callable
@@ -88,3 +89,10 @@ class StepError(RunnerError):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+
+class ImageGone(StepError):
+    """Somebody removed the image since it was pulled: no fault of the user's."""
+
+    def __init__(self, image: str) -> None:
+        super().__init__(Reason.DAEMON_ERROR, f"{image} was removed from this machine meanwhile")

@@ -25,8 +25,8 @@ from runner.deadline import Deadline, Moment, Silence
 from runner.delivery import LogDelivery
 from runner.disk import DiskWatch
 from runner.durable import NO_ROOM
-from runner.errors import EngineUnavailable, LeaseLost, LogRewind, Refused, StepError
-from runner.executor.base import Bind, Ended, Job
+from runner.errors import EngineUnavailable, ImageGone, LeaseLost, LogRewind, Refused, StepError
+from runner.executor.base import Bind, Created, Ended, Job
 from runner.executor.launcher import has_lost_output, open_log
 from runner.insistence import LAST_WORDS_S, PATIENCE_S, GaveUp, TooLate, insist
 from runner.journal import Journal, JournalPhase
@@ -250,8 +250,12 @@ class StepRun:
                 self._raise_if_told()  # nobody waits for the image any more, whatever the journal says by now
                 progress(line)
 
-            left_s = max(0.0, deadline.left_s())
-            return self._means.executor.pull(image, deadline_s=left_s, progress=tell)
+            def ask() -> str:
+                self._raise_if_told()
+                left_s = max(0.0, deadline.left_s())
+                return self._means.executor.pull(image, deadline_s=left_s, progress=tell)
+
+            return self._with_engine(ask, patience_s=deadline.left_s())
 
         return self._hearing(pull, meanwhile=record)
 
@@ -367,7 +371,7 @@ class StepRun:
 
     def _start_allowed(self, job: Job) -> Ended | None:
         """Create, ask, start. An answer other than `go` ends the attempt before any of its script ran."""
-        created = self._with_engine(lambda: self._means.executor.create(job))
+        created = self._create(job)
         digest = str(self._journal.data.get("image_digest", "")) or created.image_digest
         said = Start(container=created.container, image_digest=digest[:512])
         answer = insist(
@@ -382,6 +386,16 @@ class StepRun:
         deadline = Deadline.after(float(answer.timeout_s))
         self._journal.advance(JournalPhase.RUNNING, deadline=deadline.record(), started_at=to_wire(utc_now()))
         return None
+
+    def _create(self, job: Job) -> Created:
+        """Another runner of this engine may have made room since the image was pulled: pull it once more."""
+        try:
+            return self._with_engine(lambda: self._means.executor.create(job))
+        except ImageGone as error:
+            self._note(f"{error.detail}: pulling it again", "WARN")
+        self._journal.data.pop("pull_deadline", None)  # a pull of its own
+        self._pull(self._claim.image)
+        return self._with_engine(lambda: self._means.executor.create(job))
 
     def _watch(self, job: Job) -> Ended:
         """Start (or find) the script and wait for its end, an order, a time limit or too much silence."""
@@ -474,9 +488,9 @@ class StepRun:
             if self._attempt.abandoned.is_set():
                 raise LeaseLost("the coordinator said abandon")
 
-    def _with_engine(self, ask: Callable[[], T]) -> T:
+    def _with_engine(self, ask: Callable[[], T], *, patience_s: float | None = None) -> T:
         """Ask again while the engine is away: a step goes on without it, and so does its run."""
-        until = time.monotonic() + ENGINE_PATIENCE_S
+        until = time.monotonic() + (ENGINE_PATIENCE_S if patience_s is None else patience_s)
         while True:
             try:
                 return ask()

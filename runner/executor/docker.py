@@ -6,6 +6,7 @@ Each step joins the network of a holder that was prepared ahead and serves no ot
 """
 
 import contextlib
+import http.client
 import os
 import select
 import socket
@@ -23,10 +24,11 @@ import docker.errors
 import docker.types
 import requests
 import structlog
+import urllib3.exceptions
 from docker.utils import parse_repository_tag
 
 from runner.credentials import RegistryLogin
-from runner.errors import BadSetup, EngineUnavailable, RunnerError, StepError
+from runner.errors import BadSetup, EngineUnavailable, ImageGone, RunnerError, StepError
 from runner.executor import egress, epoch, holder_image, launcher, owner, seccomp, trust, verdict
 from runner.executor.base import Bind, Created, Ended, Job, Leftover, name_of
 from runner.executor.holders import HolderPool
@@ -139,8 +141,8 @@ class DockerExecutor:
             return _digest_of(found)
         self._pulls.pull(image, deadline_s=deadline_s, progress=progress)
         found = self._find_image(image)
-        if found is None:
-            raise StepError(Reason.IMAGE_NOT_FOUND, f"{image} was removed right after it had arrived")
+        if found is None:  # an engine that ends breaks a pull off as if it were complete
+            raise EngineUnavailable(f"{image} is not here although its pull has ended")
         self._images.note_pulled(image, found["Id"])
         return _digest_of(found)
 
@@ -166,7 +168,10 @@ class DockerExecutor:
                     auth_config=find_login(repository, self._logins),
                 ):
                     if "error" in event:
-                        raise PullFailed(str(event["error"])[:2000])
+                        text = str(event["error"])[:2000]
+                        if verdict.engine_gave_up(text):
+                            raise EngineUnavailable(f"the engine broke off the pull of {image}: {text}")
+                        raise PullFailed(text)
                     line = _progress_line(image, event)
                     if line:
                         yield line
@@ -186,8 +191,7 @@ class DockerExecutor:
         launcher.make_attempt_files(job.attempt_dir)
         image = self._find_image(_plain(job.image))
         if image is None:
-            # Not the user's fault: it was here when the step began to be prepared.
-            raise StepError(Reason.DAEMON_ERROR, f"{job.image} was removed from this machine meanwhile")
+            raise ImageGone(job.image)
         self._create_container(job, image["Id"])
         return Created(container=job.name, image_digest=_digest_of(image))
 
@@ -202,6 +206,8 @@ class DockerExecutor:
             except docker.errors.APIError as error:
                 if holder is not None:
                     self._sweeper.submit(self._try_remove, holder)
+                if error.status_code == 404 and verdict.lacks_image(_text(error)):
+                    raise ImageGone(job.image) from error
                 if error.status_code != 409:
                     raise StepError(verdict.explain_create(_text(error)), _text(error)) from error
         self._adopt(job)
@@ -757,6 +763,8 @@ def _answers() -> Iterator[None]:
         raise
     except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
         raise EngineUnavailable(f"the container engine does not answer: {error}") from error
+    except (urllib3.exceptions.HTTPError, http.client.HTTPException) as error:  # cut off in mid-answer
+        raise EngineUnavailable(f"the container engine broke off its answer: {error!r}") from error
 
 
 def _outlives(pid: int, container: str, timeout_s: float) -> bool:

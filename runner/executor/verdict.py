@@ -169,6 +169,16 @@ def find_remedy(text: str) -> Remedy:
     return Remedy.NEW_HOLDER if re.search(lost, text, re.IGNORECASE) else Remedy.NOTHING
 
 
+def lacks_image(text: str) -> bool:
+    """Whether the engine refuses to make a container for want of its image alone."""
+    return explain_create(text) is Reason.IMAGE_NOT_FOUND
+
+
+def engine_gave_up(text: str) -> bool:
+    """An engine that ends breaks off what it does, in these words; no registry says them."""
+    return re.search(r"context cancell?ed|daemon is shutting down", text, re.IGNORECASE) is not None
+
+
 def may_pull_again(text: str) -> bool:
     """Only what passes by itself is worth a second try."""
     return explain_pull(text) is Reason.PULL_NETWORK and not _LASTING.search(text)

@@ -8,7 +8,7 @@ from pathlib import Path
 import docker
 import pytest
 
-from runner.errors import BadSetup, StepError
+from runner.errors import BadSetup, ImageGone, StepError
 from runner.executor.base import Bind
 from runner.executor.docker import open_docker
 from shared.reasons import Reason
@@ -238,10 +238,20 @@ def test_an_image_without_a_shell_says_so(executor, engine, job) -> None:
 
 
 def test_an_image_that_was_removed_meanwhile_is_no_fault_of_the_users(executor, job) -> None:
-    with pytest.raises(StepError) as caught:
+    with pytest.raises(ImageGone) as caught:
         executor.create(job("true", image="localhost:1/nope:1"))
 
     assert caught.value.reason is Reason.DAEMON_ERROR
+
+
+def test_an_image_that_goes_in_the_very_moment_of_the_creation_is_missed_in_the_same_way(
+    executor, job, monkeypatch
+) -> None:
+    gone = {"Id": f"sha256:{'0' * 64}", "RepoDigests": []}
+    monkeypatch.setattr(executor, "_find_image", lambda image: gone)
+
+    with pytest.raises(ImageGone):
+        executor.create(job("true"))
 
 
 @pytest.mark.parametrize("wish", [{"memory_mb": 4}, {"cpus": 9999.0}])

@@ -1,4 +1,5 @@
 import threading
+import time
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -140,3 +141,18 @@ def test_a_pull_goes_on_while_somebody_waits_for_it() -> None:
         assert not patient.done()
         gate.set()
         patient.result(timeout=20)
+
+
+def test_a_pull_may_take_as_long_as_somebody_waits_for_it(monkeypatch) -> None:
+    real, ahead, count = time.monotonic, [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: real() + ahead[0])
+
+    def pull_once(image: str) -> Generator[str, None, None]:
+        count.append(image)
+        yield "begun"
+        ahead[0] = 2 * 3600.0
+        yield "nearly there"
+
+    Pulls(pull_once, pause_s=0.001).pull("a:1", deadline_s=3 * 3600, progress=ignore)
+
+    assert count == ["a:1"]
