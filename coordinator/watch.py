@@ -6,6 +6,7 @@ from functools import partial
 import structlog
 
 from coordinator.actions.end_queueing import end_queueing
+from coordinator.actions.end_stopped_builds import end_stopped_builds
 from coordinator.actions.expire_leases import expire_leases
 from coordinator.actions.force_stops import force_stops
 from coordinator.actions.stop_overdue_builds import stop_overdue_builds
@@ -16,7 +17,14 @@ from coordinator.errors import CoordinatorError
 log = structlog.get_logger()
 
 AWAY = timedelta(seconds=15)
-LOOKS = (stop_overdue_builds, stop_overrun, force_stops, expire_leases, end_queueing)
+LOOKS = (
+    stop_overdue_builds,
+    stop_overrun,
+    force_stops,
+    expire_leases,
+    end_queueing,
+    end_stopped_builds,
+)
 
 
 class Watch:

@@ -325,8 +325,8 @@ def _requeue(
     *,
     now: datetime,
 ) -> Verdict:
-    """The step will run again, on whichever runner comes first."""
-    steps.move_step(
+    """The step will run again, on whichever runner comes first, unless it was told to stop meanwhile."""
+    moved = steps.move_step(
         tx,
         step.id,
         StepEvent.REQUEUE,
@@ -339,9 +339,20 @@ def _requeue(
         reason=reason,
         started_at=None,
     )
+    if not moved:
+        return _finish_stopped(tx, step, said, sealed, now=now)
     _end_attempt(tx, step, said, StepState.FAILED, reason, sealed, now=now)
     audit.record_step(tx, _holder(step), "step.requeued", step, now=now, reason=str(reason))
     return Verdict(is_same=True, state=StepState.READY, is_build_complete=False)
+
+
+def _finish_stopped(
+    tx: Session, step: Any, said: Completion, sealed: SealedLog | None, *, now: datetime
+) -> Verdict:
+    current = steps.get_step(tx, step.id)
+    if current.cancel_requested_at is None:
+        raise StaleAttempt("the step has moved on")
+    return _finish(tx, current, said, sealed, now=now)
 
 
 def _insert_artifacts(tx: Session, step: Any, entries: list[ArtifactEntry], *, now: datetime) -> None:

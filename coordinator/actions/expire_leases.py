@@ -14,6 +14,7 @@ from coordinator.rules.transitions import StepEvent
 from coordinator.site import Site
 from coordinator.store import attempts, audit, builds, steps
 from shared.reasons import Reason
+from shared.states import StepState
 
 BATCH = 100
 EXCLUSIVE_LOST_AFTER = timedelta(seconds=300)
@@ -52,8 +53,11 @@ def _expire_silent(tx: Session, site: Site, *, now: datetime) -> int:
 
 def _lose(tx: Session, site: Site, step: Any, *, now: datetime) -> int:
     builds.lock_build(tx, step.build_id)
-    if steps.get_step(tx, step.id).last_seen_at != step.last_seen_at:
+    current = steps.get_step(tx, step.id)
+    if current.last_seen_at != step.last_seen_at:
         return 0  # it was heard before its build was held, and its log may have grown
+    if current.cancel_requested_at is not None or not StepState(current.state).is_leased:
+        return 0  # it was told to stop, or has ended, before its build was held
     retry = next_retry(step, Reason.RUNNER_LOST, exit_code=None)
     # where it is tried again the runner may come back first, and the log goes on where it is
     sizes = write_unended(tx, site, step) if retry is None else (step.log_size, step.log_size)

@@ -36,6 +36,8 @@ def _force(tx: Session, site: Site, step: Any, *, now: datetime) -> int:
     event = event_of_stop(step.cancel_reason)
     reason = step.cancel_reason
     step = steps.get_step(tx, step.id)  # its log may have grown before the build was held
+    if not StepState(step.state).is_leased:
+        return 0
     sizes = write_unended(tx, site, step)
     if not steps.move_step(
         tx, step.id, event, attempt=step.attempt, finished_at=now, reason=reason, log_size=sizes[1]

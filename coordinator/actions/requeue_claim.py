@@ -21,19 +21,18 @@ def requeue_claim(
     `step` is the row as it was found; False when its runner has been heard since, or it has moved on.
     """
     builds.lock_build(tx, step.build_id)
-    current = steps.get_step(tx, step.id)
-    if current.cancel_requested_at is None:
-        moved = steps.move_step(
-            tx,
-            step.id,
-            StepEvent.REQUEUE,
-            attempt=step.attempt,
-            unheard_since=step.last_seen_at,
-            runner_id=None,
-            request_id=None,
-            not_before=now,
-        )
-    else:
+    moved = steps.move_step(
+        tx,
+        step.id,
+        StepEvent.REQUEUE,
+        attempt=step.attempt,
+        unheard_since=step.last_seen_at,
+        runner_id=None,
+        request_id=None,
+        not_before=now,
+    )
+    current = steps.get_step(tx, step.id)  # it may be told to stop at any moment, by who does not hold it
+    if not moved and current.cancel_requested_at is not None:
         event = event_of_stop(current.cancel_reason)
         outcome = StepState.FAILED if event is StepEvent.FAIL else StepState.CANCELLED
         moved = steps.move_step(

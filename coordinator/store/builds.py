@@ -52,6 +52,7 @@ _LOCK = Prepared(
     core_select(
         BUILDS.c.id,
         BUILDS.c.state,
+        BUILDS.c.reason,
         BUILDS.c.round,
         BUILDS.c.cancel_requested_at,
         BUILDS.c.project_id,

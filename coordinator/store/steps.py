@@ -207,7 +207,7 @@ def move_step(
     """Apply `event` if the step stands where it may, and under this attempt; False when it does not.
 
     With `unheard_since` only if nothing was heard of the attempt after that moment: who looks for silence
-    must not act on what was true when it looked.
+    must not act on what was true when it looked. What was told to stop is never made ready again.
     """
     which: dict[str, Any] = {"the_id": step_id}
     if attempt is not None:
@@ -226,6 +226,8 @@ def _move(event: StepEvent, names: tuple[str, ...], which: tuple[str, ...], atte
         conditions.append(STEPS.c.attempt == given(STEPS.c.attempt))
     if "the_last_seen_at" in which:
         conditions.append(STEPS.c.last_seen_at <= given(STEPS.c.last_seen_at))
+    if event is StepEvent.REQUEUE:
+        conditions.append(STEPS.c.cancel_requested_at.is_(None))
     values: dict[str, Any] = {"state": target, **new_values(STEPS, names)}
     if attempt_after:
         values["attempt"] = STEPS.c.attempt + 1

@@ -5,15 +5,18 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import and_, or_, select, update
+from sqlalchemy import and_, exists, or_, select, update
 from sqlmodel import Session
 
 from coordinator.rules.limits import grace_seconds
 from coordinator.rules.transitions import STEP_TRANSITIONS, StepEvent
-from coordinator.tables import Step, table_of
-from shared.states import LEASED_STEP_STATES
+from coordinator.tables import Build, Step, table_of
+from shared.reasons import Reason
+from shared.states import LEASED_STEP_STATES, BuildState, StepState
 
+BUILDS = table_of(Build)
 STEPS = table_of(Step)
+WAITING = (StepState.PENDING, StepState.READY)
 STOP_LIMIT = timedelta(seconds=60)  # beyond the grace, until a runner that speaks must have stopped its step
 
 
@@ -26,6 +29,17 @@ def end_waiting(tx: Session, build_id: str, event: StepEvent, *, reason: str, no
         .values(state=target, finished_at=now, reason=reason)
         .returning(STEPS.c.id, STEPS.c.attempt)
     )
+    return list(tx.connection().execute(statement).all())
+
+
+def list_stopped_builds(tx: Session, *, limit: int) -> list[Any]:
+    """Builds that were told to stop, or whose time is over, and of which something still waits to begin."""
+    is_told = or_(
+        BUILDS.c.state == BuildState.CANCELLING,
+        and_(BUILDS.c.state == BuildState.RUNNING, BUILDS.c.reason == Reason.BUILD_TIMEOUT),
+    )
+    waits = exists().where(STEPS.c.build_id == BUILDS.c.id, STEPS.c.state.in_(WAITING))
+    statement = select(BUILDS.c.id).where(is_told, waits).order_by(BUILDS.c.id).limit(limit)
     return list(tx.connection().execute(statement).all())
 
 
