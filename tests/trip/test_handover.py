@@ -56,7 +56,7 @@ def test_the_second_term_ends_a_step_and_another_runner_takes_it_at_once(stage):
     assert (step["attempts"][0]["outcome"], step["attempts"][0]["reason"]) == ("failed", "runner_shutdown")
     assert runner.wait() == 0, runner.output
     assert not Path(f"/proc/{pid.read_text().strip()}").exists()
-    assert other.agent.standing().running == ()
+    until(lambda: other.agent.standing().running == ())
 
 
 def a_command(stage, *words: str) -> Process:
