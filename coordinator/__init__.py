@@ -2,6 +2,6 @@
 
 Imports go one way; what stands in one pair of braces does not know each other:
 shared > errors > settings > tables > rules > {store, sealing} > {site, bell, tally} > actions > api
-> watch > {keys, upkeep, chores} > app > cli
+> watch > {keys, timekeeping, upkeep, chores} > app > cli
 `ls coordinator/actions` is the list of everything the system can do.
 """

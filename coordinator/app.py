@@ -33,6 +33,7 @@ from coordinator.store.log_files import LogFiles
 from coordinator.store.migrate import migrate
 from coordinator.store.project_secrets import list_key_ids
 from coordinator.store.tenants import DEFAULT_ACCOUNT, ensure_tenant
+from coordinator.timekeeping import THIS_MACHINE, Machine, begin_clock, keep_time
 from coordinator.upkeep import do_upkeep
 from shared.clock import Clock, SteadyClock
 
@@ -43,16 +44,24 @@ ALL_ENDPOINTS = [*ENDPOINTS, *RUNNER_ENDPOINTS, *PLAIN_ENDPOINTS]
 
 
 def create_app(
-    settings: Settings, *, database: Database | None = None, clock: Clock | None = None
+    settings: Settings,
+    *,
+    database: Database | None = None,
+    clock: Clock | None = None,
+    machine: Machine = THIS_MACHINE,
 ) -> Starlette:
-    """The whole coordinator as one ASGI application. A database that is handed in is not closed here."""
+    """The whole coordinator as one ASGI application. A database that is handed in is not closed here.
+
+    Without a `clock` it has the one that the database knows, as the machine counts on.
+    """
     opened = database or open_database(
         settings.database_url, readers=settings.read_lanes, writers=settings.write_lanes
     )
     migrate(opened)
     lanes = Lanes(opened, writers=settings.write_lanes, readers=settings.read_lanes)
     try:
-        state = _make_state(settings, lanes, clock or SteadyClock())
+        clock = clock or begin_clock(lanes, machine)
+        state = _make_state(settings, lanes, clock)
     except UnusableKeys:
         lanes.close()
         raise
@@ -60,6 +69,8 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(do_chores(state)), asyncio.create_task(do_upkeep(state))]
+        if isinstance(clock, SteadyClock):
+            tasks.append(asyncio.create_task(keep_time(lanes, clock, machine)))
         try:
             yield
         finally:

@@ -396,6 +396,15 @@ class Tombstone(Row, table=True):
     expired_at: datetime = _moment(nullable=False)
 
 
+class ClockMark(Row, table=True):
+    """Where a coordinator's clock stood when so much time had passed since that boot of its machine."""
+
+    __tablename__ = "clock_marks"
+    boot_id: str = _id()
+    passed_ns: int = Field(sa_column=Column(BigInteger, nullable=False))
+    at: datetime = _moment(nullable=False)
+
+
 class Runner(Row, table=True):
     """A machine that takes steps; known by its secret alone."""
 

@@ -23,8 +23,8 @@ from coordinator.store.dialect import open_database
 from coordinator.store.lanes import Lanes
 from coordinator.store.log_files import LogFiles
 from coordinator.store.migrate import migrate
+from coordinator.timekeeping import begin_clock
 from coordinator.upkeep import Done, Upkeep
-from shared.clock import utc_now
 
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
@@ -82,7 +82,7 @@ def _opened(settings: Settings) -> Iterator[Lanes]:
 
 
 def _rehearse(lanes: Lanes, settings: Settings) -> None:
-    now = utc_now()
+    now = begin_clock(lanes)()
     total, size, after = 0, 0, ""
     while projects := lanes.write_and_wait(lambda tx: retention.list_projects(tx, after=after)):  # noqa: B023
         for project in projects:
@@ -108,7 +108,7 @@ def _say_view(project: Any, view: RetentionView) -> None:
 
 async def _run(lanes: Lanes, settings: Settings) -> Done:
     logs, blobs = LogFiles(settings.data / "logs"), BlobFiles(settings.data / "blobs")
-    upkeep = Upkeep(lanes, settings, logs, blobs, utc_now, pause_s=0, tell=click.echo)
+    upkeep = Upkeep(lanes, settings, logs, blobs, begin_clock(lanes), pause_s=0, tell=click.echo)
     click.echo("looking for what nobody needs")
     await upkeep.sweep()
     return await upkeep.expire()

@@ -22,6 +22,13 @@ def upgrade() -> None:
     _retention()
     _secrets()
     _limits_and_cancels()
+    op.create_table(
+        "clock_marks",
+        sa.Column("boot_id", sa.String(length=36), nullable=False),
+        sa.Column("passed_ns", sa.BigInteger(), nullable=False),
+        sa.Column("at", UtcDateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("boot_id", name=op.f("pk_clock_marks")),
+    )
 
 
 def _retention() -> None:
