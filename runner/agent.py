@@ -5,6 +5,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Set
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -211,6 +212,7 @@ class Agent:
                 stopping=self._draining,
             )
         except (LeaseLost, Unreachable):
+            self._draining.wait(IDLE_PAUSE_S)
             return []  # draining; a claim that was on its way is released by its time limit
         except Refused as error:
             log.error("acquire_refused", cause=str(error))
@@ -315,14 +317,8 @@ class Agent:
             held[claim.step_id, claim.attempt] = (journal, attempt)
         asked = [attempt.report() for _, attempt in held.values() if not attempt.is_over]
         said = Resume(session=self._session, attempts=asked)
-        try:
-            answer: Orders = insist(
-                lambda: self._means.client.resume(said),
-                given_up=self._draining,
-                stopping=self._draining,
-                longest_s=RESUME_LONGEST_S,
-            )
-        except (LeaseLost, Unreachable):
+        answer = self._hear_orders(said)
+        if answer is None:
             log.warning("stopped_before_the_coordinator_answered", attempts=len(held))
             return False
         orders = {(order.step_id, order.attempt): order for order in answer.attempts}
@@ -337,6 +333,22 @@ class Agent:
             self._hold(attempt)
             self._work_on(journal, attempt)
         return True
+
+    def _hear_orders(self, said: Resume) -> Orders | None:
+        """Ask until the coordinator answers, however long that takes; None when this process is to end."""
+
+        def ask() -> Orders:
+            try:
+                return self._means.client.resume(said)
+            except (LeaseLost, Refused) as error:
+                raise Unreachable(f"no orders: {error}") from error  # nothing is given up for that
+
+        while not self._draining.is_set():
+            with suppress(LeaseLost, Unreachable):  # a day of trying, or draining
+                return insist(
+                    ask, given_up=self._draining, stopping=self._draining, longest_s=RESUME_LONGEST_S
+                )
+        return None
 
     def _set_aside(self, journal: Journal, error: ValidationError) -> None:
         """One claim that cannot be understood must not keep the runner from all its other work."""

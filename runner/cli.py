@@ -26,7 +26,7 @@ from runner.commands import handover as handover_command
 from runner.control import Control, Obedience
 from runner.credentials import Credentials, load_credentials
 from runner.disk import MIB, DiskGuard
-from runner.errors import BadSetup, Refused, Unauthorized, Unreachable
+from runner.errors import BadSetup, LeaseLost, Refused, Unauthorized, Unreachable
 from runner.executor.base import Executor
 from runner.git import unprivileged_user
 from runner.janitor import Janitor
@@ -230,7 +230,7 @@ def _known_identity(settings: Settings, state: Path, connect: Connect) -> Identi
     except Unauthorized:
         click.echo(f"the coordinator does not know runner {identity.runner_id}: registering anew")
         return None
-    except (Unreachable, Refused):
+    except (Unreachable, Refused, LeaseLost):
         return identity  # the agent goes on asking
     finally:
         client.close()

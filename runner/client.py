@@ -41,6 +41,7 @@ _UNWELCOME = frozenset({401, 403})
 UNWELCOME_RETRY_S = 300.0
 _BLOB_GONE = "blob_gone"  # the step is still ours, and can never have its inputs
 _STALE_CODES = frozenset({"stale_attempt", "abandoned", "released", "conflict"})
+_GONE_CODES = frozenset({"not_found", "gone", "expired"})
 
 
 @dataclass(frozen=True)
@@ -312,12 +313,14 @@ def _error(answer: httpx.Response) -> Exception:
     if status >= 500 or status in _TRANSIENT:
         return Unreachable(what, retry_after_s=_retry_after(answer))
     if answer.request.method == "HEAD":
-        return LeaseLost(what) if status in (404, 409, 410) else Unreachable(what)
+        return LeaseLost(what) if status == 409 else Unreachable(what)  # no body says whose word it is
     try:
         said = _json(answer)
     except Unreachable as error:
         return error
-    code, sentence = str(said.get("code", "")), str(said.get("error", ""))
+    if not _is_ours(said):
+        return Unreachable(f"{what} in words that are not the coordinator's")
+    code, sentence = str(said["code"]), str(said["error"])
     size = said.get("size")
     if status in _UNWELCOME:
         return Unauthorized(f"{what}: {sentence}", retry_after_s=UNWELCOME_RETRY_S)
@@ -325,10 +328,21 @@ def _error(answer: httpx.Response) -> Exception:
         return LogRewind(size)
     if status == 413 and "limit" in said:
         return LogLimit(int(said["limit"]), size if isinstance(size, int) else 0)
-    is_lost = status in (404, 410) or (status == 409 and code in _STALE_CODES)
-    if is_lost and code != _BLOB_GONE:
+    if status in (404, 410) and code != _BLOB_GONE:
+        lost = code in _GONE_CODES
+        return LeaseLost(f"{what}: {sentence}") if lost else Unreachable(f"{what}: {code}, {sentence}")
+    if status == 409 and code in _STALE_CODES:
         return LeaseLost(f"{what}: {sentence}")
     return Refused(f"{what}: {sentence}", status=status, code=code)
+
+
+def _is_ours(said: dict[str, Any]) -> bool:
+    """Every refusal of the coordinator has these three; gateways have words of their own."""
+    return (
+        isinstance(said.get("error"), str)
+        and isinstance(said.get("code"), str)
+        and isinstance(said.get("details"), list)
+    )
 
 
 def _retry_after(answer: httpx.Response) -> float | None:

@@ -363,3 +363,38 @@ def test_a_claim_whose_name_a_former_life_still_uses_goes_back(new_agent, coordi
     assert "release" in coordinator.asked
     assert "start" not in coordinator.asked
     assert not attempt_dir(state, "old-step", 1).exists()
+
+
+def a_gateway_without_a_route():
+    return httpx.Response(404, json={"message": "no Route matched with those values"})
+
+
+def test_a_gateway_that_knows_no_route_kills_no_running_step(new_agent, coordinator, state):
+    coordinator.claims = [[a_claim(f"echo tick; sleep 1; echo done >> {state}/ran")]]
+    coordinator.answers["log"] = [a_gateway_without_a_route() for _ in range(2)]
+
+    live(new_agent())
+
+    assert (state / "ran").read_text() == "done\n"
+    assert coordinator.completions[0]["status"] == "success"
+
+
+@pytest.mark.parametrize("answer", [a_gateway_without_a_route, lambda: refusal(404, "not_found")])
+def test_who_gets_no_orders_asks_again(new_agent, coordinator, answer):
+    coordinator.answers["resume"] = [answer() for _ in range(3)]
+    coordinator.claims = [[a_claim()]]
+
+    live(new_agent())
+
+    assert coordinator.asked.count("complete") == 1
+
+
+def test_a_poll_that_is_refused_for_good_is_not_repeated_without_a_pause(new_agent, coordinator):
+    coordinator.answers["acquire"] = [refusal(404, "not_found") for _ in range(10_000)]
+    agent = new_agent(slots=1)
+    agent._once = False
+    threading.Timer(2.5, agent.drain).start()
+
+    live(agent)
+
+    assert 1 <= len(coordinator.requests) <= 4

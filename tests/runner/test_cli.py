@@ -49,7 +49,9 @@ def test_a_state_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:
 
 
 def test_a_refused_token_names_the_file_that_holds_the_right_one(tmp_path: Path) -> None:
-    refusing = coordinator_that_answers(401, {"error": "this token is not known", "code": "unauthenticated"})
+    refusing = coordinator_that_answers(
+        401, {"error": "this token is not known", "code": "unauthenticated", "details": []}
+    )
 
     with pytest.raises(BadSetup, match="keys/registration-token"):
         make_agent(

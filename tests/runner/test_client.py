@@ -12,7 +12,7 @@ import pytest
 import respx
 
 from runner.client import Client, Proof
-from runner.errors import LeaseLost, LogLimit, LogRewind, Refused, Unreachable
+from runner.errors import LeaseLost, LogLimit, LogRewind, Refused, Unauthorized, Unreachable
 from shared.paths import BLOB_PART_BYTES
 from shared.protocol import Acquire, Completion, Heartbeat, Phase, Registration, Resume, Start
 from tests.runner.claims import a_claim
@@ -71,6 +71,14 @@ def complete(client):
         (200, '{"success": true', Unreachable),
         (403, "<html>blocked by the proxy</html>", Unreachable),
         (404, "<html>not here</html>", Unreachable),
+        (404, {"message": "no Route matched with those values"}, Unreachable),
+        (404, {"error": "not found"}, Unreachable),
+        (404, {**OURS, "code": "another_word"}, Unreachable),
+        (410, {"code": "gone", "message": "gone"}, Unreachable),
+        (409, {"code": "conflict"}, Unreachable),
+        (400, {"message": "blocked"}, Unreachable),
+        (401, {"message": "No API key found in request"}, Unreachable),
+        (413, {"limit": "much"}, Unreachable),
         (409, "conflict", Unreachable),
         (400, "<html>bad request</html>", Unreachable),
         (302, "", Unreachable),
@@ -124,6 +132,16 @@ def test_an_unknown_credential_is_tried_again_after_five_minutes(network, client
         complete(client)
 
     assert caught.value.retry_after_s == 300.0
+
+
+def test_a_gateway_that_refuses_is_not_taken_for_the_coordinator(network, client):
+    network.post("/api/runner/step-1/complete").respond(401, json={"message": "No API key found"})
+
+    with pytest.raises(Unreachable) as caught:
+        complete(client)
+
+    assert not isinstance(caught.value, Unauthorized)
+    assert caught.value.retry_after_s is None
 
 
 def test_every_write_proves_its_lease_and_names_the_runner_by_its_secret(network, client):
@@ -187,6 +205,9 @@ def test_a_blob_is_there_or_not_or_nobody_knows(network, client):
     assert not client.has_blob(PROOF, digest)
     route.respond(409)
     with pytest.raises(LeaseLost):
+        client.has_blob(PROOF, digest)
+    route.respond(410)
+    with pytest.raises(Unreachable):
         client.has_blob(PROOF, digest)
     route.respond(503)
     with pytest.raises(Unreachable):
