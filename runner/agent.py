@@ -33,6 +33,8 @@ ONCE_WAIT_S = 2
 RESUME_LONGEST_S = 5.0
 IDLE_PAUSE_S = 1.0
 NO_ROOM_PAUSE_S = 5.0
+TAKING_LONGEST_S = 150.0  # longer than what stands in a claim's way is removed for
+LAST_ANSWER_S = 1.0
 SHUT_DOWN_LONGEST_S = 420.0  # the longest grace a step may have, and two minutes for all that comes behind
 
 
@@ -67,10 +69,12 @@ class Agent:
         self._lock = threading.RLock()  # a signal may come while the main thread holds it
         self._health = Health(state, means.disk)
         self._draining = threading.Event()
+        self._taking = threading.Lock()  # held from the look at `_draining` until a claim's work has begun
         self._shutdown = threading.Event()
         self._superseded = threading.Event()
         self._has_failed = False
         self._pending = PendingRequest(state)
+        self._poller = threading.Thread(target=self._poll, name="poll", daemon=True)
         self._pulse = Pulse(
             means.client,
             session=self._session,
@@ -126,6 +130,7 @@ class Agent:
         try:
             self._poll_until_drained()
             self._wait_for_those_that_run()
+            self._await_poller()
             if not self._superseded.is_set():
                 self._say_bye()
         finally:
@@ -151,10 +156,18 @@ class Agent:
 
     def _poll_until_drained(self) -> None:
         """Polls in a thread of its own: a drain does not wait for the end of a long poll."""
-        poller = threading.Thread(target=self._poll, name="poll", daemon=True)
-        poller.start()
-        while poller.is_alive() and not self._draining.wait(0.2):
+        self._poller.start()
+        while self._poller.is_alive() and not self._draining.wait(0.2):
             continue
+        if self._taking.acquire(timeout=TAKING_LONGEST_S):
+            self._taking.release()  # whoever takes it from now on sees that this runner drains
+        else:
+            log.error("claim_begun_for_too_long", waited_s=TAKING_LONGEST_S)
+
+    def _await_poller(self) -> None:
+        """What it has just heard is given back before the goodbye; a long poll is not waited for."""
+        if self._poller.is_alive():
+            self._poller.join(LAST_ANSWER_S)
 
     def _poll(self) -> None:
         try:
@@ -179,18 +192,26 @@ class Agent:
                 log.error("no_step_taken", cause=str(error))  # the id of a request must be written down first
                 self._draining.wait(NO_ROOM_PAUSE_S)
                 continue
-            for claim in claims:
-                if self._draining.is_set():
-                    self._release(claim, "the runner is draining")
-                elif self._health.condition().paused_for_s:
-                    self._release(claim, "the runner pauses")  # it began to while it waited for this
-                else:
-                    self._begin(claim)
+            begun = [self._begin_or_release(claim) for claim in claims]
             if claims:
                 self._pending.answered()
                 self._pulse.beat_soon()
+                if not all(begun):
+                    self._draining.wait(NO_ROOM_PAUSE_S)
             elif self._once and self._slots.busy == 0:
                 return
+
+    def _begin_or_release(self, claim: Claim) -> bool:
+        with self._taking:
+            if self._draining.is_set():
+                why_not = "the runner is draining"
+            elif self._health.condition().paused_for_s:
+                why_not = "the runner pauses"  # it began to while it waited for this
+            else:
+                why_not = self._begin(claim)
+        if why_not:
+            self._release(claim, why_not)
+        return not why_not
 
     def _acquire(self, slots: int) -> list[Claim]:
         request_id = self._pending.current(secrets.token_hex(12))
@@ -230,12 +251,13 @@ class Agent:
         except (Unreachable, Refused, LeaseLost) as error:
             log.info("release_unanswered", step=claim.step_id, cause=str(error))  # its time limit does it
 
-    def _begin(self, claim: Claim) -> None:
+    def _begin(self, claim: Claim) -> str:
+        """Why it could not be, if so."""
         log.info("step_acquired", step=claim.step_id, attempt=claim.attempt, name=claim.name)
         folder = attempt_dir(self._state, claim.step_id, claim.attempt)
         attempt = Attempt(Proof(claim.step_id, claim.attempt, claim.lease), secrets=claim.secrets)
         if not self._hold(attempt):
-            return  # the same claim, heard twice
+            return ""  # the same claim, heard twice
         try:
             written = claim.model_dump(mode="json", exclude={"secrets"})
             journal = Journal.load(folder)
@@ -243,19 +265,19 @@ class Agent:
                 self._janitor.make_way(_key(attempt))
                 journal = Journal.create(folder, written)
         except EngineUnavailable as error:
-            self._give_back(attempt, claim, "what a former life left stands in its way", error)
-            return
+            return self._not_begun(attempt, "what a former life left stands in its way", error)
         except (OSError, StepError) as error:
             self._means.trash.throw(folder)
-            self._give_back(attempt, claim, "the runner's disk is full", error)
-            return
+            return self._not_begun(attempt, "the runner's disk is full", error)
         self._work_on(journal, attempt)
+        return ""
 
-    def _give_back(self, attempt: Attempt, claim: Claim, why: str, error: Exception) -> None:
-        log.error("step_not_begun", step=claim.step_id, attempt=claim.attempt, cause=str(error))
+    def _not_begun(self, attempt: Attempt, why: str, error: Exception) -> str:
+        log.error(
+            "step_not_begun", step=attempt.proof.step_id, attempt=attempt.proof.attempt, cause=str(error)
+        )
         self._let_go(attempt)
-        self._release(claim, why)
-        self._draining.wait(NO_ROOM_PAUSE_S)
+        return why
 
     def _hold(self, attempt: Attempt) -> bool:
         """From here on heartbeats name it and nobody cleans up after it; False when it was so before."""

@@ -14,7 +14,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -64,7 +64,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Obedience:
-    """What each word does. `leave` is called once its answer is out, and ends the process."""
+    """What each word does, once its answer is out. `leave` ends the process."""
 
     standing: Callable[[], Standing]
     drain: Callable[[], None]
@@ -118,10 +118,13 @@ class Control:
         if not isinstance(said, dict):
             raise ValueError("what is said is no object")
         word = Word(str(said.get("do")))
+        standing = obedience.standing()
+        if word is Word.DRAIN:
+            standing = replace(standing, is_draining=True)
+        _send(caller, _written(standing))  # who has gone was told that nobody answers, and is not obeyed
         if word is Word.DRAIN:
             obedience.drain()
-        _send(caller, _written(obedience.standing()))
-        if word is Word.HANDOVER:
+        elif word is Word.HANDOVER:
             caller.close()
             obedience.leave()
 

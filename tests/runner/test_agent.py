@@ -398,3 +398,40 @@ def test_a_poll_that_is_refused_for_good_is_not_repeated_without_a_pause(new_age
     live(agent)
 
     assert 1 <= len(coordinator.requests) <= 4
+
+
+def test_a_drain_while_a_claim_is_being_begun_waits_for_its_step(new_agent, coordinator, state, monkeypatch):
+    agent = new_agent()
+    agent._once = False
+    create = Journal.create.__func__
+
+    def slowly(cls, folder, claim):
+        agent.drain()
+        time.sleep(0.6)  # longer than the main thread needs to see that nothing runs
+        return create(cls, folder, claim)
+
+    monkeypatch.setattr(Journal, "create", classmethod(slowly))
+    coordinator.claims = [[a_claim(f"echo done >> {state}/ran")]]
+
+    live(agent)
+
+    assert (state / "ran").read_text() == "done\n"
+    assert coordinator.asked.count("complete") == 1
+    assert coordinator.asked[-1] == "bye"
+
+
+def test_a_claim_that_arrives_while_it_drains_is_given_back_before_the_goodbye(new_agent, coordinator):
+    agent = new_agent()
+    agent._once = False
+
+    def late():
+        agent.drain()
+        time.sleep(0.5)
+        return httpx.Response(200, json={"claims": [a_claim().model_dump(mode="json", by_alias=True)]})
+
+    coordinator.answers["acquire"] = [late]
+
+    live(agent)
+
+    assert coordinator.asked.index("release") < coordinator.asked.index("bye")
+    assert "start" not in coordinator.asked

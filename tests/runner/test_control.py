@@ -59,6 +59,7 @@ def test_it_says_how_it_stands_and_does_nothing(state, runner):
 
 def test_it_drains_and_the_answer_already_says_so(state, runner):
     assert ask(state, Word.DRAIN, timeout_s=5).is_draining
+    assert ask(state, Word.STATUS, timeout_s=5).is_draining
     assert runner.heard == ["drain"]
     assert not runner.left.is_set()
 
@@ -90,6 +91,19 @@ def test_where_no_runner_is_nobody_answers(tmp_path, runner):
 def test_a_runner_that_hangs_is_named_within_the_time(tmp_path):
     with closing(Control(tmp_path)), pytest.raises(NoAnswer, match=r"within 0\.2 s"):
         ask(tmp_path, Word.STATUS, timeout_s=0.2)
+
+
+@pytest.mark.parametrize("word", [Word.DRAIN, Word.HANDOVER])
+def test_a_word_whose_caller_was_told_that_nobody_answers_is_not_obeyed_later(tmp_path, runner, word):
+    with closing(Control(tmp_path)) as control:
+        with pytest.raises(NoAnswer):
+            ask(tmp_path, word, timeout_s=0.2)
+        control.serve(runner.obedience)
+
+        assert not ask(tmp_path, Word.STATUS, timeout_s=5).is_draining
+
+    assert runner.heard == []
+    assert not runner.left.is_set()
 
 
 def test_what_a_killed_runner_left_stands_in_nobody_way(tmp_path, runner):

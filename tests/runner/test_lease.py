@@ -157,7 +157,7 @@ def test_it_beats_on_when_nobody_answers_and_kills_nothing(coordinator, pulse_of
 
 
 def test_a_newer_process_of_the_same_runner_is_made_way_for(coordinator, pulse_of, superseded):
-    coordinator.answers = [(409, {"error": "a newer process", "code": "session_superseded"})]
+    coordinator.answers = [(409, {"error": "a newer process", "code": "session_superseded", "details": []})]
 
     pulse_of(an_attempt()).beat_soon()
 
