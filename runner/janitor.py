@@ -25,6 +25,7 @@ LOOK_S = 10.0
 WAY_LONGEST_S = 120.0  # twice the time that an engine has for one removal
 UNFINISHED = ("probe-*", "inputs/.part-*", "checkouts/.part-*")
 GATHERING = (JournalPhase.COLLECTING, JournalPhase.UPLOADING)
+MOUNTED_IN_PASSING = ("cache", "trash")
 
 Key = tuple[str, int]  # a step and the number of an attempt
 
@@ -91,8 +92,10 @@ class Janitor:
                 self._close(folder)
 
     def _unmount_forgotten(self) -> None:
+        """Other folders below ours may be another runner's, or the operator's."""
         for mounted in overlays_of(self._state):
-            if self._owner_of(mounted) is None:
+            place = mounted.relative_to(self._state.resolve()).parts[0]
+            if place in MOUNTED_IN_PASSING or place.startswith("probe-"):
                 self._unmount(mounted)
 
     def _throw_unfinished(self) -> None:
@@ -130,12 +133,6 @@ class Janitor:
         self._means.trash.throw(folder)
         with suppress(OSError):
             folder.parent.rmdir()  # another attempt of the step may still stand there
-
-    def _owner_of(self, mounted: Path) -> Key | None:
-        """The attempt below whose folder something is mounted."""
-        parts = mounted.relative_to(self._state.resolve()).parts
-        is_attempts = len(parts) > 3 and parts[0] == "a" and parts[2].isdecimal()
-        return (parts[1], int(parts[2])) if is_attempts else None
 
     def _unmount(self, mounted: Path) -> None:
         log.info("unmounted", path=str(mounted))

@@ -361,6 +361,17 @@ def test_forgotten_mounts_of_attempts_that_nobody_knows_are_taken_off_at_the_sta
 
 
 @needs_root
+def test_a_second_runners_mounts_below_our_folder_stay(janitor, at_work, state):
+    foreign = an_overlay(state, attempt_dir(state / "two", "step-9", 1) / "ws")
+
+    janitor.sweep_folder()
+    at_work()._go_round()
+
+    assert foreign.is_mount()
+    unmount(foreign)
+
+
+@needs_root
 def test_mounts_of_attempts_that_go_on_stay(janitor, at_work, state, engine):
     folder = left_behind(state, engine, "goes-on", JournalPhase.RUNNING)
     mounted = an_overlay(state, folder / "ws")
