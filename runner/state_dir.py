@@ -27,6 +27,7 @@ class StateLock:
     """Held for as long as a runner uses the folder; the kernel gives it back when the runner dies."""
 
     def __init__(self, state: Path) -> None:
+        _refuse_below_another(state)
         try:
             state.mkdir(mode=0o711, parents=True, exist_ok=True)  # git, as another user, passes through
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -54,6 +55,30 @@ class StateLock:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.release()
+
+
+def _refuse_below_another(state: Path) -> None:
+    """Two runners, one in the folder of the other, would clean up after each other."""
+    for above in state.resolve().parents:
+        try:
+            if (above / "identity.json").exists() and _is_locked(above / "lock"):
+                raise BadSetup(f"{state} lies below {above}, which another runner uses: name another --state")
+        except PermissionError:
+            continue  # nor could we do anything to it
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 @dataclass(frozen=True)

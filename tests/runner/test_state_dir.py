@@ -1,5 +1,6 @@
 """The runner's folder belongs to one process, and remembers who it is and what it asked."""
 
+import fcntl
 import os
 import stat
 import subprocess
@@ -19,6 +20,22 @@ def test_a_second_runner_is_refused_with_the_remedy(tmp_path):
         StateLock(tmp_path / "state")
 
     StateLock(tmp_path / "state").release()
+
+
+def test_a_folder_below_the_one_of_another_runner_is_refused(tmp_path):
+    with StateLock(tmp_path / "state"):
+        save_identity(tmp_path / "state", IDENTITY)
+        with pytest.raises(BadSetup, match=r"below .*/state, which another runner uses.*--state"):
+            StateLock(tmp_path / "state" / "deep" / "second")
+
+    StateLock(tmp_path / "state" / "deep" / "second").release()
+
+
+def test_a_folder_below_the_one_of_a_coordinator_is_not_refused(tmp_path):
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+        StateLock(tmp_path / "runner").release()
 
 
 def test_a_dead_runner_holds_nothing(tmp_path):
