@@ -19,12 +19,14 @@ def end_queueing(tx: Session, site: Site, *, now: datetime, since: datetime | No
     """Fail what has waited too long since it could be taken, while there was a coordinator to ask."""
     watched_since = since or site.started_at
     ended = 0
-    for limit_s in deadlines.list_queue_limits(tx):
+    for limit_s, first_ready_at in deadlines.list_queue_limits(tx):
         before = now - timedelta(seconds=limit_s)
-        if before < watched_since:
+        if before < watched_since or first_ready_at > before:
             continue
-        for step in deadlines.list_queued(tx, limit_s=limit_s, before=before, limit=BATCH):
+        for step in deadlines.list_queued(tx, limit_s=limit_s, before=before, limit=BATCH - ended):
             ended += _fail(tx, step, now=now)
+        if ended >= BATCH:
+            break  # the others at the next look: who writes at the same time need not wait for them all
     return ended
 
 

@@ -1,10 +1,10 @@
 """What has taken too long: steps in the queue, on a runner or while they ran, and whole builds."""
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import Column, ColumnElement, and_, func, or_, select, update
 from sqlmodel import Session
 
 from coordinator.rules.transitions import STEP_TRANSITIONS, StepEvent
@@ -15,19 +15,22 @@ from shared.states import LEASED_STEP_STATES, BuildState, StepState
 
 BUILDS = table_of(Build)
 STEPS = table_of(Step)
-MAX_LIMITS = 1_000
+FROM_THE_FIRST = (datetime.min.replace(tzinfo=UTC), "")
 AFTER_THE_SCRIPT = (Phase.COLLECTING, Phase.UPLOADING, Phase.COMPLETING)
 
 
-def list_queue_limits(tx: Session) -> list[int]:
-    """The limits, in seconds, that steps have which wait for a runner now."""
+def list_queue_limits(tx: Session) -> list[tuple[int, datetime]]:
+    """The limits, in seconds, of steps that wait for a runner now, and since when the first of them waits."""
     statement = (
-        select(STEPS.c.queue_limit_s)
-        .where(STEPS.c.queue_limit_s.is_not(None), STEPS.c.state == StepState.READY)
-        .distinct()
-        .limit(MAX_LIMITS)
+        select(STEPS.c.queue_limit_s, func.min(STEPS.c.ready_at))
+        .where(
+            STEPS.c.queue_limit_s.is_not(None),
+            STEPS.c.state == StepState.READY,
+            STEPS.c.ready_at.is_not(None),
+        )
+        .group_by(STEPS.c.queue_limit_s)
     )
-    return list(tx.connection().execute(statement).scalars())
+    return [(row[0], row[1]) for row in tx.connection().execute(statement)]
 
 
 def list_queued(tx: Session, *, limit_s: int, before: datetime, limit: int) -> list[Any]:
@@ -57,8 +60,19 @@ def fail_queued(tx: Session, step: Any, *, reason: str, now: datetime) -> bool:
     return tx.connection().execute(statement).rowcount == 1
 
 
-def list_overrun(tx: Session, *, now: datetime, delivery_limit: timedelta, limit: int) -> list[Any]:
-    """Running steps whose runner should have ended them; those that only hand on have longer."""
+def list_overrun(
+    tx: Session,
+    *,
+    now: datetime,
+    delivery_limit: timedelta,
+    after: tuple[datetime, str] = FROM_THE_FIRST,
+    limit: int,
+) -> list[Any]:
+    """Running steps whose runner should have ended them; those that only hand on have longer.
+
+    A page of them, those whose limit was over first at its head; `after`: that limit and the id of the last
+    one of the page before.
+    """
     statement = (
         select(STEPS)
         .where(
@@ -70,6 +84,7 @@ def list_overrun(tx: Session, *, now: datetime, delivery_limit: timedelta, limit
                 STEPS.c.phase.not_in(AFTER_THE_SCRIPT),
                 STEPS.c.deadline_at <= now - delivery_limit,
             ),
+            _comes_after(STEPS.c.deadline_at, after),
         )
         .order_by(STEPS.c.deadline_at, STEPS.c.id)
         .limit(limit)
@@ -77,8 +92,13 @@ def list_overrun(tx: Session, *, now: datetime, delivery_limit: timedelta, limit
     return list(tx.connection().execute(statement).all())
 
 
-def list_unstarted(tx: Session, *, before: datetime, limit: int) -> list[Any]:
-    """Claims that a runner has prepared since before that moment and not started."""
+def list_unstarted(
+    tx: Session, *, before: datetime, after: tuple[datetime, str] = FROM_THE_FIRST, limit: int
+) -> list[Any]:
+    """Claims that a runner has prepared since before that moment and not started, oldest first.
+
+    A page of them; `after`: when the last one of the page before was claimed, and its id.
+    """
     statement = (
         select(STEPS)
         .where(
@@ -86,11 +106,17 @@ def list_unstarted(tx: Session, *, before: datetime, limit: int) -> list[Any]:
             STEPS.c.acked_at.is_not(None),
             STEPS.c.claimed_at <= before,
             STEPS.c.cancel_requested_at.is_(None),
+            _comes_after(STEPS.c.claimed_at, after),
         )
         .order_by(STEPS.c.claimed_at, STEPS.c.id)
         .limit(limit)
     )
     return list(tx.connection().execute(statement).all())
+
+
+def _comes_after(moment: Column[Any], place: tuple[datetime, str]) -> ColumnElement[bool]:
+    at, step_id = place
+    return or_(moment > at, and_(moment == at, STEPS.c.id > step_id))
 
 
 def list_unlimited_builds(tx: Session, *, limit: int) -> list[Any]:

@@ -29,8 +29,13 @@ def get_project(tx: Session, caller: Caller, project_id: str) -> Project:
 
 
 def lock_project(tx: Session, project_id: str) -> None:
-    """Hold the project until the transaction ends: no build is made in it meanwhile."""
-    tx.connection().execute(core_select(PROJECTS.c.id).where(PROJECTS.c.id == project_id).with_for_update())
+    """Hold the project until the transaction ends: no build is made in it meanwhile.
+
+    NotFound for one that was deleted while its row was waited for.
+    """
+    statement = core_select(PROJECTS.c.id).where(PROJECTS.c.id == project_id, PROJECTS.c.deleted_at.is_(None))
+    if tx.connection().execute(statement.with_for_update()).first() is None:
+        raise NotFound("no such project")
 
 
 def list_projects(tx: Session, tenant_id: str) -> list[Project]:

@@ -291,3 +291,47 @@ def test_a_deadline_of_a_step_is_its_limit_its_grace_and_a_minute(mill: Mill) ->
     held = mill.a_running_step([a_step("test", timeoutSeconds=100, graceSeconds=5)])
 
     assert mill.step(held.step_id).deadline_at == mill.clock() + timedelta(seconds=165)
+
+
+# --- very many of them
+
+
+def test_steps_that_may_still_pull_do_not_hide_one_that_may_not(mill: Mill) -> None:
+    patient = a_step("patient", pullTimeoutSeconds=7200)
+    hasty = a_step("hasty", pullTimeoutSeconds=60)
+    runner = mill.a_runner()
+    held = []
+    for spec in [[patient]] * 100 + [[hasty]]:
+        held.append(mill.an_acquired_step(spec, runner))
+        mill.clock.advance(0.001)
+    mill.heartbeat(runner, *held)
+    mill.clock.advance(3600 + 70)
+    mill.heartbeat(runner, *held)
+
+    mill.expire()
+
+    assert mill.step(held[-1].step_id).cancel_reason == "pull_timeout"
+    assert mill.step(held[0].step_id).cancel_requested_at is None
+
+
+def test_a_thousand_limits_of_the_queue_do_not_hide_the_one_that_is_over(mill: Mill) -> None:
+    old = mill.a_build([a_step("test", queueTimeoutSeconds=20_000)])
+    mill.clock.advance(19_000)
+    for first in range(10_000, 11_000, 100):
+        limits = range(first, first + 100)
+        mill.a_build([a_step(f"step-{limit}", queueTimeoutSeconds=limit) for limit in limits])
+    mill.clock.advance(1_000)
+
+    assert mill.expire() == 1
+
+    assert mill.states(old) == {"test": "failed"}
+
+
+def test_of_very_many_that_waited_too_long_some_end_at_each_look(mill: Mill) -> None:
+    limits = range(1_000, 1_120)
+    builds = [mill.a_build([a_step("test", queueTimeoutSeconds=limit)]) for limit in limits]
+    mill.clock.advance(2_000)
+
+    assert [mill.expire(), mill.expire(), mill.expire()] == [100, 20, 0]
+
+    assert {mill.build(build.id).state for build in builds} == {"failed"}
