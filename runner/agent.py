@@ -4,7 +4,7 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Collection, Set
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from runner.attempt import Attempt
 from runner.client import Proof
 from runner.control import Standing
-from runner.errors import EngineUnavailable, LeaseLost, Refused, StepError, Unreachable
+from runner.errors import EngineUnavailable, LeaseLost, Refused, StepError, Unauthorized, Unreachable
 from runner.health import Health
 from runner.insistence import insist
 from runner.janitor import Janitor
@@ -31,6 +31,7 @@ log = structlog.get_logger()
 WAIT_S = 25
 ONCE_WAIT_S = 2
 RESUME_LONGEST_S = 5.0
+FORGOTTEN_S = 900.0  # for so long the coordinator has to say, without a break, that it knows no such runner
 IDLE_PAUSE_S = 1.0
 NO_ROOM_PAUSE_S = 5.0
 TAKING_LONGEST_S = 150.0  # longer than what stands in a claim's way is removed for
@@ -73,6 +74,7 @@ class Agent:
         self._shutdown = threading.Event()
         self._superseded = threading.Event()
         self._has_failed = False
+        self._was_forgotten = False
         self._pending = PendingRequest(state)
         self._poller = threading.Thread(target=self._poll, name="poll", daemon=True)
         self._pulse = Pulse(
@@ -112,6 +114,15 @@ class Agent:
         log.error("superseded: a newer process of this runner has taken over")
         self._superseded.set()
         self._draining.set()
+
+    @property
+    def is_draining(self) -> bool:
+        return self._draining.is_set()
+
+    @property
+    def was_forgotten(self) -> bool:
+        """It has ended because the coordinator does not know this runner: what it held is given up."""
+        return self._was_forgotten
 
     # --- the life -----------------------------------------------------------------------------------
 
@@ -263,7 +274,7 @@ class Agent:
             journal = Journal.load(folder)
             if journal is None:
                 self._janitor.make_way(_key(attempt))
-                journal = Journal.create(folder, written)
+                journal = Journal.create(folder, written, runner=self._means.runner_id)
         except EngineUnavailable as error:
             return self._not_begun(attempt, "what a former life left stands in its way", error)
         except (OSError, StepError) as error:
@@ -340,6 +351,9 @@ class Agent:
         asked = [attempt.report() for _, attempt in held.values() if not attempt.is_over]
         said = Resume(session=self._session, attempts=asked)
         answer = self._hear_orders(said)
+        if self._was_forgotten:
+            self._give_up(held.values())
+            return False
         if answer is None:
             log.warning("stopped_before_the_coordinator_answered", attempts=len(held))
             return False
@@ -356,16 +370,43 @@ class Agent:
             self._work_on(journal, attempt)
         return True
 
+    def _give_up(self, held: Collection[tuple[Journal, Attempt]]) -> None:
+        """Nobody wants these attempts, under this runner's name or any other: kill them and clean up."""
+        log.error("runner_forgotten: the coordinator does not know this runner", attempts=len(held))
+        for journal, attempt in held:
+            attempt.forget()
+            self._hold(attempt)
+            self._work_on(journal, attempt)
+        self._wait_for_those_that_run()
+
     def _hear_orders(self, said: Resume) -> Orders | None:
-        """Ask until the coordinator answers, however long that takes; None when this process is to end."""
+        """Ask until the coordinator answers, however long that takes; None when this process is to end.
+
+        So it is when the coordinator has forgotten this runner, too: that it says so once is not believed.
+        """
+        unknown_since: float | None = None
 
         def ask() -> Orders:
+            nonlocal unknown_since
             try:
                 return self._means.client.resume(said)
             except (LeaseLost, Refused) as error:
+                unknown_since = None
                 raise Unreachable(f"no orders: {error}") from error  # nothing is given up for that
+            except Unauthorized as error:
+                if not error.is_unknown:
+                    unknown_since = None
+                elif unknown_since is None:
+                    unknown_since = time.monotonic()
+                elif time.monotonic() - unknown_since >= FORGOTTEN_S:
+                    self._was_forgotten = True
+                    raise LeaseLost("this runner is forgotten") from error
+                raise
+            except Unreachable:
+                unknown_since = None
+                raise
 
-        while not self._draining.is_set():
+        while not self._draining.is_set() and not self._was_forgotten:
             with suppress(LeaseLost, Unreachable):  # a day of trying, or draining
                 return insist(
                     ask, given_up=self._draining, stopping=self._draining, longest_s=RESUME_LONGEST_S

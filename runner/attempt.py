@@ -22,6 +22,7 @@ class Attempt:
     cancelled: threading.Event = field(default_factory=threading.Event)
     abandoned: threading.Event = field(default_factory=threading.Event)
     shutdown: threading.Event = field(default_factory=threading.Event)
+    forgotten: threading.Event = field(default_factory=threading.Event)
 
     def report(self) -> AttemptReport:
         return AttemptReport(
@@ -48,6 +49,11 @@ class Attempt:
     def abandon(self) -> None:
         self.abandoned.set()
         self.told.set()
+
+    def forget(self) -> None:
+        """There is nobody any more who knows of it: it is given up, and told to no one."""
+        self.forgotten.set()
+        self.abandon()
 
     def shut_down(self) -> None:
         self.shutdown.set()

@@ -6,7 +6,6 @@ stays until the coordinator has heard that, so that a runner that is killed in b
 """
 
 import contextlib
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -42,7 +41,7 @@ class Cleaning:
         self._attempt = attempt
         self._folder = journal.folder
         self.job = Job(
-            runner=means.runner_id,
+            runner=means.runner_of(journal),
             step_id=claim.step_id,
             attempt=claim.attempt,
             build_id=claim.build_id,
@@ -145,11 +144,10 @@ class Cleaning:
 
     def _report(self, leftovers: list[str]) -> None:
         """Said until it is heard, for a day: ages grow meanwhile, moments stay what they were."""
-        nobody = threading.Event()  # the attempt is given up already, and that is what this tells
         try:
             insist(
                 lambda: self._means.client.cleaned(self._attempt.proof, self._make_report(leftovers)),
-                given_up=nobody,
+                given_up=self._attempt.forgotten,  # it is abandoned already, and that is what this tells
                 stopping=self._attempt.shutdown,
             )
         except (LeaseLost, Refused) as error:

@@ -36,7 +36,7 @@ from runner.means import Means
 from runner.room import Marks
 from runner.settings import Settings
 from runner.source import SourceCache
-from runner.state_dir import Identity, StateLock, load_identity, save_identity
+from runner.state_dir import Identity, StateLock, former_ids, load_identity, save_identity
 from runner.trash import Trash
 from runner.workspace import Workspaces
 from shared.protocol import Registration, Resume
@@ -108,17 +108,35 @@ def runner(context: click.Context, /, once: bool, with_parent: bool, handover: b
     state = settings.state.absolute()
     try:
         with take_over(state) if handover else StateLock(state), closing(_listen(state)) as control:
-            agent = make_agent(settings, once=once)
-            obey_signals(agent)
-            control.serve(Obedience(standing=agent.standing, drain=agent.drain, leave=leave_at_once))
             if with_parent:
                 hand_over_with_parent()
-            if not agent.run():
+            if not live(settings, control, once=once):
                 raise click.ClickException(
                     "the runner ends because of an error of its own; its log says which"
                 )
     except BadSetup as error:
         raise click.ClickException(str(error)) from error
+
+
+def live(settings: Settings, control: Control, *, once: bool, connect: Connect = Client) -> bool:
+    """Until drained; a runner that the coordinator has forgotten gives up what it held and begins anew."""
+    agent = make_agent(settings, once=once, connect=connect)
+    obey_signals(lambda: agent)
+    control.serve(
+        Obedience(
+            standing=lambda: agent.standing(),
+            drain=lambda: agent.drain(),
+            leave=leave_at_once,
+        )
+    )
+    while True:
+        is_well = agent.run()
+        if not agent.was_forgotten or agent.is_draining:
+            return is_well
+        forgotten = agent
+        agent = make_agent(settings, once=once, connect=connect)
+        if forgotten.is_draining:
+            agent.drain()  # it was told so meanwhile
 
 
 runner.add_command(drain)
@@ -151,13 +169,13 @@ def make_agent(settings: Settings, *, once: bool = False, connect: Connect = Cli
     if identity.coordinator != settings.coordinator:
         click.echo(
             f"this runner registered with {identity.coordinator}; if {settings.coordinator} is another "
-            f"coordinator, remove {state / 'identity.json'} to register there"
+            f"coordinator, remove {state / 'identity.json'} to register there, which ends what still runs"
         )
-    trash = Trash(state)
+    trash, formerly = Trash(state), frozenset(former_ids(state))
     means = Means(
         runner_id=identity.runner_id,
         client=client,
-        executor=_open_executor(settings, identity, state, credentials),
+        executor=_open_executor(settings, identity, state, credentials, formerly),
         sources=SourceCache(
             state,
             protocols=settings.allowed_git_protocols,
@@ -172,6 +190,7 @@ def make_agent(settings: Settings, *, once: bool = False, connect: Connect = Cli
         trash=trash,
         disk=_guard_disk(settings, state),
         secrets=tuple(secret.encode() for secret in credentials.secrets()),
+        former_ids=formerly,
     )
     return Agent(
         means,
@@ -195,7 +214,9 @@ def _guard_disk(settings: Settings, state: Path) -> DiskGuard:
     return DiskGuard(state, settings.disk_reserve_mb * MIB, None if most is None else most * MIB)
 
 
-def _open_executor(settings: Settings, identity: Identity, state: Path, credentials: Credentials) -> Executor:
+def _open_executor(
+    settings: Settings, identity: Identity, state: Path, credentials: Credentials, formerly: frozenset[str]
+) -> Executor:
     if settings.executor == "process":
         from runner.executor.process import ProcessExecutor
 
@@ -213,6 +234,7 @@ def _open_executor(settings: Settings, identity: Identity, state: Path, credenti
         holders_ahead=settings.holders_ahead,
         logins=credentials.registry,
         keep_images=settings.kept_images,
+        former_ids=formerly,
     )
     for note in executor.notes:
         click.echo(note)
@@ -227,7 +249,9 @@ def _known_identity(settings: Settings, state: Path, connect: Connect) -> Identi
     client = connect(settings.coordinator, identity.secret)
     try:
         client.resume(Resume(session=secrets.token_hex(8)))
-    except Unauthorized:
+    except Unauthorized as error:
+        if not error.is_unknown:
+            return identity
         click.echo(f"the coordinator does not know runner {identity.runner_id}: registering anew")
         return None
     except (Unreachable, Refused, LeaseLost):
@@ -282,7 +306,7 @@ def _version() -> str:
         return "unknown"
 
 
-def obey_signals(agent: Agent) -> None:
+def obey_signals(current: Callable[[], Agent]) -> None:
     """TERM or INT once drains, twice stops what runs; USR2 leaves at once, for the next process."""
     heard = 0
 
@@ -290,9 +314,9 @@ def obey_signals(agent: Agent) -> None:
         nonlocal heard
         heard += 1
         if heard == 1:
-            agent.drain()
+            current().drain()
         else:
-            agent.shut_down()
+            current().shut_down()
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)

@@ -39,6 +39,7 @@ MAX_RETRY_AFTER_S = 600.0
 _TRANSIENT = frozenset({408, 425, 429})
 _UNWELCOME = frozenset({401, 403})
 UNWELCOME_RETRY_S = 300.0
+_UNKNOWN = "unauthenticated"
 _BLOB_GONE = "blob_gone"  # the step is still ours, and can never have its inputs
 _STALE_CODES = frozenset({"stale_attempt", "abandoned", "released", "conflict"})
 _GONE_CODES = frozenset({"not_found", "gone", "expired"})
@@ -323,7 +324,8 @@ def _error(answer: httpx.Response) -> Exception:
     code, sentence = str(said["code"]), str(said["error"])
     size = said.get("size")
     if status in _UNWELCOME:
-        return Unauthorized(f"{what}: {sentence}", retry_after_s=UNWELCOME_RETRY_S)
+        is_unknown = (status, code) == (401, _UNKNOWN)
+        return Unauthorized(f"{what}: {sentence}", retry_after_s=UNWELCOME_RETRY_S, is_unknown=is_unknown)
     if isinstance(size, int) and code in ("log_incomplete", "log_conflict", "log_gap"):
         return LogRewind(size)
     if status == 413 and "limit" in said:

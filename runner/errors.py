@@ -41,7 +41,14 @@ class Unreachable(RunnerError):
 
 
 class Unauthorized(Unreachable):
-    """The coordinator does not accept the credential, or not any more; work is kept until it does."""
+    """The coordinator does not accept the credential, or not any more; work is kept until it does.
+
+    `is_unknown` when it says that it knows nobody of that credential.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, is_unknown: bool = False) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.is_unknown = is_unknown
 
 
 class LeaseLost(RunnerError):

@@ -31,7 +31,7 @@ def main(coordinator: str, state: str) -> None:
     settings = Settings(coordinator=coordinator, state=Path(state), slots=1)
     with StateLock(settings.state):
         agent = make_agent(settings)
-        obey_signals(agent)
+        obey_signals(lambda: agent)
         agent.run()
 
 

@@ -12,7 +12,7 @@ from runner.cli import make_agent
 from runner.client import Client
 from runner.errors import EngineUnavailable, StepError
 from runner.executor.base import Leftover
-from runner.journal import Journal, attempt_dir
+from runner.journal import Journal, JournalPhase, attempt_dir
 from runner.settings import Settings
 from runner.state_dir import Identity, PendingRequest, save_identity
 from shared.reasons import Reason
@@ -435,3 +435,51 @@ def test_a_claim_that_arrives_while_it_drains_is_given_back_before_the_goodbye(n
 
     assert coordinator.asked.index("release") < coordinator.asked.index("bye")
     assert "start" not in coordinator.asked
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Minutes are tenths of a second."""
+    monkeypatch.setattr("runner.client.UNWELCOME_RETRY_S", 0.1)
+    monkeypatch.setattr("runner.agent.FORGOTTEN_S", 0.3)
+
+
+def unknown():
+    return refusal(401, "unauthenticated")
+
+
+def test_a_runner_that_stays_forgotten_gives_up_what_it_held_and_ends(
+    new_agent, coordinator, state, impatient
+):
+    for step_id, phase in (("to-run", JournalPhase.CLAIMED), ("to-clean", JournalPhase.CLEANING)):
+        claim = a_claim(f"echo x >> {state}/ran", step_id=step_id)
+        Journal.create(attempt_dir(state, step_id, 1), claim.model_dump(mode="json")).advance(phase)
+    coordinator.answers["resume"] = [unknown() for _ in range(1000)]
+    coordinator.answers["cleaned"] = [unknown() for _ in range(1000)]
+    agent = new_agent()
+
+    live(agent)
+
+    assert agent.was_forgotten
+    assert list((state / "a").glob("*/*")) == []
+    assert not (state / "ran").exists()
+    assert coordinator.asked.count("resume") >= 2
+    assert "complete" not in coordinator.asked and "acquire" not in coordinator.asked
+
+
+@pytest.mark.parametrize(
+    "between",
+    [lambda: httpx.ConnectError("away"), lambda: refusal(403, "denied"), lambda: httpx.Response(503)],
+)
+def test_a_coordinator_that_says_so_with_breaks_is_not_believed(
+    new_agent, coordinator, state, impatient, monkeypatch, between
+):
+    monkeypatch.setattr("runner.agent.FORGOTTEN_S", 0.0)  # the second time in a row is enough
+    Journal.create(attempt_dir(state, "step-1", 1), a_claim().model_dump(mode="json"))
+    coordinator.answers["resume"] = [unknown(), between(), unknown(), between(), unknown()]
+    agent = new_agent()
+
+    live(agent)
+
+    assert not agent.was_forgotten
+    assert coordinator.completions[0]["status"] == "success"

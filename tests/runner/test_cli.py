@@ -1,17 +1,21 @@
 """What an operator reads when a runner cannot start: one line with the cause and the remedy."""
 
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import httpx
 import pytest
 from click.testing import CliRunner, Result
 
-from runner.cli import make_agent, runner
+from runner.cli import live, make_agent, runner
 from runner.client import Client
+from runner.control import Control
 from runner.errors import BadSetup
+from runner.journal import Journal, JournalPhase, attempt_dir
 from runner.settings import Settings
-from runner.state_dir import Identity, save_identity
+from runner.state_dir import Identity, load_identity, save_identity
+from tests.runner.claims import a_claim
 
 
 def run(*words: str) -> Result:
@@ -110,3 +114,36 @@ def test_a_stop_before_the_coordinator_has_answered_ends_the_runner_quietly(tmp_
     life.join(10)
 
     assert not life.is_alive()
+
+
+def test_a_runner_that_was_forgotten_begins_anew_under_another_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runner.client.UNWELCOME_RETRY_S", 0.1)
+    monkeypatch.setattr("runner.agent.FORGOTTEN_S", 0.3)
+    monkeypatch.setattr("runner.cli.obey_signals", lambda _current: None)
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    save_identity(tmp_path, Identity("old", "old-secret", "http://127.0.0.1:1"))
+    journal = Journal.create(attempt_dir(tmp_path, "step-1", 1), a_claim().model_dump(mode="json"))
+    journal.advance(JournalPhase.CLEANING)
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/runners":
+            return httpx.Response(201, json={"runnerId": "new", "runnerSecret": "new-secret"})
+        if "new-secret" not in request.headers["authorization"]:
+            said = {"error": "this runner is not known", "code": "unauthenticated", "details": []}
+            return httpx.Response(401, json=said)
+        return httpx.Response(204 if request.url.path.endswith("acquire") else 200, json={"attempts": []})
+
+    settings = Settings(state=tmp_path, executor="process", coordinator="http://127.0.0.1:1")
+    with closing(Control(tmp_path)) as control:
+        assert live(
+            settings,
+            control,
+            once=True,
+            connect=lambda address, secret: Client(address, secret, transport=httpx.MockTransport(answer)),
+        )
+
+    identity = load_identity(tmp_path)
+    assert identity is not None and identity.runner_id == "new"
