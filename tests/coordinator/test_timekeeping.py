@@ -145,7 +145,7 @@ def test_a_claim_that_nobody_took_up_is_ready_again(lives: Lives, jump: float) -
 
 @JUMPS
 def test_a_build_ends_at_its_limit_and_not_before(lives: Lives, jump: float) -> None:
-    lives.mill.a_build(timeout_seconds=1800)
+    lives.mill.a_build(timeout_seconds=600)
     (held,) = lives.mill.acquire(lives.mill.a_runner())
     lives.mill.start(held)
     lives.live(held, 60)
@@ -153,8 +153,8 @@ def test_a_build_ends_at_its_limit_and_not_before(lives: Lives, jump: float) -> 
 
     lives.restart(set_by=jump)
 
-    told = lives.live(held, 1800)
-    left = 1800 - 60 - 10
+    told = lives.live(held, 600)
+    left = 600 - 60 - 10
     assert abs(told.index(Action.CANCEL) * 5 - left) <= left / 100 + 5
 
 
