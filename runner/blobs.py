@@ -11,7 +11,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +19,10 @@ from pathlib import Path
 
 import structlog
 
+from runner.deadline import boot_s
 from runner.durable import no_room_ends_the_step, sync_folder
 from runner.errors import StepError, Unreachable
+from runner.recency import RecentUse
 from runner.spares import Spare
 from shared.reasons import Reason
 
@@ -36,7 +38,9 @@ RECENTLY_S = 600.0
 class LocalBlobs:
     """One folder of blobs; `evict` brings it below `max_bytes`."""
 
-    def __init__(self, root: Path, *, max_bytes: int, durable: bool = False) -> None:
+    def __init__(
+        self, root: Path, *, max_bytes: int, durable: bool = False, clock: Callable[[], float] = boot_s
+    ) -> None:
         self.root = root
         self.max_bytes = max_bytes
         self._durable = durable
@@ -45,9 +49,24 @@ class LocalBlobs:
         self._folders: set[str] = set()
         self._lock = threading.Lock()
         self._next_name = 0
+        self._clock = clock
+        self._recent = RecentUse(clock)
+        self._gatherings: list[float] = []  # when each that is under way began
         self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
         for part in self._incoming.iterdir():
             part.unlink()  # what a former life did not finish
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """While somebody takes in one file after the other: none goes before a journal names them all."""
+        began = self._clock()
+        with self._lock:
+            self._gatherings.append(began)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._gatherings.remove(began)
 
     def put_fd(self, fd: int, *, max_bytes: int | None = None) -> tuple[str, int]:
         """Take in the content of an open file and return its digest and size.
@@ -74,6 +93,7 @@ class LocalBlobs:
     def path(self, sha256: str) -> Path | None:
         """Where a blob stands, or None; asking counts as use."""
         path = self._place(sha256)
+        self._recent.note(sha256)
         try:
             if sha256 not in self._trusted and not self._is_sound(path, sha256):
                 return None
@@ -85,10 +105,11 @@ class LocalBlobs:
             return None
         return path
 
-    def evict(self, keep: Collection[str] = (), *, now: float) -> int:
+    def evict(self, keep: Collection[str] = ()) -> int:
         """Remove what was not used for longest until the rest fits; return the bytes set free.
 
-        What is named in `keep` or was used in the last ten minutes stays, whatever its size.
+        What is named in `keep`, was used in the last ten minutes or since a gathering that goes on began
+        stays, whatever its size.
         """
         blobs = sorted(self._list_blobs(), key=lambda blob: blob.used_at)
         excess = sum(blob.size for blob in blobs) - self.max_bytes
@@ -96,32 +117,35 @@ class LocalBlobs:
         for blob in blobs:
             if freed >= excess:
                 break
-            if blob.sha256 in keep or blob.used_at > now - RECENTLY_S:
-                continue
-            with self._lock:
-                self._trusted.discard(blob.sha256)
-            blob.path.unlink(missing_ok=True)
-            freed += blob.size
+            if blob.sha256 not in keep and self._drop(blob):
+                freed += blob.size
         if freed:
             log.info("outputs_removed", bytes=freed)
         return freed
 
-    def spares(self, keep: Collection[str] = (), *, now: float) -> Iterator[Spare]:
+    def spares(self, keep: Collection[str] = ()) -> Iterator[Spare]:
         """What could go for want of room; a blob that some workspace links to sets nothing free."""
         for blob in sorted(self._list_blobs(), key=lambda blob: blob.used_at):
-            if blob.sha256 not in keep and blob.used_at <= now - RECENTLY_S and blob.links == 1:
+            is_recent = self._recent.is_within(blob.sha256, self._untouchable_s())
+            if blob.sha256 not in keep and not is_recent and blob.links == 1:
                 yield Spare("output", blob.sha256, blob.used_at, blob.size, partial(self._drop, blob))
 
     def _drop(self, blob: "_Blob") -> bool:
-        try:
-            if blob.path.stat().st_atime != blob.used_at:
+        with self._recent.unless_within(blob.sha256, self._untouchable_s()) as is_free:
+            if not is_free:
                 return False
-        except FileNotFoundError:
-            return False
-        with self._lock:
-            self._trusted.discard(blob.sha256)
-        blob.path.unlink(missing_ok=True)
+            with self._lock:
+                self._trusted.discard(blob.sha256)
+            try:
+                blob.path.unlink()
+            except FileNotFoundError:
+                return False
         return True
+
+    def _untouchable_s(self) -> float:
+        with self._lock:
+            began = min(self._gatherings, default=self._clock())
+        return max(RECENTLY_S, self._clock() - began + RECENTLY_S)
 
     def _put_small(self, content: bytes, max_bytes: int | None) -> tuple[str, int]:
         """Most files are small, and known already: those cost no file of their own."""

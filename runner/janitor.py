@@ -11,7 +11,7 @@ import structlog
 
 from runner.errors import EngineUnavailable, RunnerError
 from runner.executor.base import Leftover
-from runner.journal import Journal, JournalPhase, open_journals
+from runner.journal import Journal, open_journals
 from runner.means import Means
 from runner.mounts import overlays_of, unmount
 from runner.room import DEFAULT_MARKS, Area, Marks, Room
@@ -24,7 +24,6 @@ SOON_S = 5.0
 LOOK_S = 10.0
 WAY_LONGEST_S = 120.0  # twice the time that an engine has for one removal
 UNFINISHED = ("probe-*", "inputs/.part-*", "checkouts/.part-*")
-GATHERING = (JournalPhase.COLLECTING, JournalPhase.UPLOADING)
 MOUNTED_IN_PASSING = ("cache", "trash")
 
 Key = tuple[str, int]  # a step and the number of an attempt
@@ -219,15 +218,13 @@ class Janitor:
         self._means.caches.evict()
         self._means.sources.prune(pinned, self._source_bytes)
         self._means.workspaces.prune(pinned)
-        keep, now = self._outputs_to_keep()
-        self._means.blobs.evict(keep, now=now)
+        self._means.blobs.evict(self._outputs_to_keep())
 
     def _spare_sources(self) -> Iterator[Spare]:
         return self._means.sources.spares(self._pinned())
 
     def _spare_outputs(self) -> Iterator[Spare]:
-        keep, now = self._outputs_to_keep()
-        return self._means.blobs.spares(keep, now=now)
+        return self._means.blobs.spares(self._outputs_to_keep())
 
     def _spare_images(self) -> Iterator[Spare]:
         """None while the engine is away: other things can still go."""
@@ -240,15 +237,9 @@ class Janitor:
     def _pinned(self) -> set[str]:
         return self._means.workspaces.pinned(self._attempt_folders())
 
-    def _outputs_to_keep(self) -> tuple[set[str], float]:
-        """Outputs stay until they are uploaded, however long that takes: those named, and what is younger."""
-        now = time.time()
-        keep: set[str] = set()
-        for journal in open_journals(self._state):
-            keep |= _outputs_of(journal)
-            if journal.phase in GATHERING and "collected" not in journal.data:
-                now = min(now, _written_at(journal, now))  # no list yet: all that came since then stays
-        return keep, now
+    def _outputs_to_keep(self) -> set[str]:
+        """Outputs stay until they are uploaded, however long that takes; the store spares what is younger."""
+        return {sha256 for journal in open_journals(self._state) for sha256 in _outputs_of(journal)}
 
 
 def _try(act: Callable[[], None]) -> bool:
@@ -269,10 +260,3 @@ def _outputs_of(journal: Journal) -> set[str]:
     completion = journal.data.get("completion") or {}
     named = [entry.get("sha256") for entry in completion.get("artifacts") or ()]
     return {sha256 for sha256 in [*named, *(journal.data.get("collected") or ())] if sha256}
-
-
-def _written_at(journal: Journal, now: float) -> float:
-    try:
-        return journal.path.stat().st_mtime
-    except FileNotFoundError:
-        return now  # its attempt has ended meanwhile

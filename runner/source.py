@@ -18,8 +18,10 @@ from pathlib import Path
 import structlog
 
 from runner.credentials import Credentials
+from runner.deadline import boot_s
 from runner.errors import BadSetup, StepError
 from runner.git import Budget, Git, GitFailed, Remote, RunAs, check_url, explain_failure
+from runner.recency import RecentUse
 from runner.spares import Spare
 from runner.trash import Trash
 from runner.trees import measure
@@ -75,13 +77,15 @@ class SourceCache:
         budget: Budget | None = None,
         trash: Trash | None = None,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = boot_s,
     ) -> None:
         self._mirrors = state / "mirrors"
         self._checkouts = state / "checkouts"
         self._protocols = protocols
         self._budget = budget or Budget()
         self._trash = trash or Trash(state)
-        self._clock = clock
+        self._clock = clock  # says only what was used before what
+        self._recent = RecentUse(steady)
         self._records = state / "sources"
         home = state / "git"
         self._git = Git(
@@ -108,7 +112,8 @@ class SourceCache:
         remote = check_url(source.repo_url, self._protocols)
         if not _is_full_hash(commit):
             raise StepError(Reason.COMMIT_NOT_FOUND, f"{commit[:64]!r} is not the full hash of a commit")
-        name = _digest(remote.url, commit, _boot_id())[:20]
+        name = _checkout_name(remote, commit)
+        self._recent.note(name)
         with self._locked_mirror(remote) as mirror:
             place = self._checkouts / name
             if not place.is_dir():
@@ -116,6 +121,10 @@ class SourceCache:
                 self._make_checkout(mirror, remote, commit, place, progress)
             self._touch(self._records / f"{name}.json")
         return Checkout(place, name, commit)
+
+    def name_of(self, source: Source, commit: str) -> str:
+        """What the checkout of this commit is or will be called, so that it can be pinned beforehand."""
+        return _checkout_name(check_url(source.repo_url, self._protocols), commit)
 
     def is_reachable(self, source: Source, commit: str, branch: str) -> bool:
         """True when `commit` is, or comes before, the head of `branch`, as the repository says now."""
@@ -147,7 +156,7 @@ class SourceCache:
         for used, path, size in sorted(sizes, key=lambda item: (item[1].parent == self._mirrors, item[0])):
             if total <= max_bytes:
                 break
-            if path.name in keep or self._clock() - used < UNTOUCHABLE_S:
+            if path.name in keep or self._recent.is_within(path.name, UNTOUCHABLE_S):
                 continue
             if self._drop(path, used):
                 total -= size
@@ -157,7 +166,8 @@ class SourceCache:
     def spares(self, keep: Set[str]) -> Iterator[Spare]:
         """What could go for want of room: checkouts that no attempt stands on, and mirrors."""
         for used, path, size in sorted(self._sizes(), key=lambda item: item[0]):
-            if size > 0 and path.name not in keep and self._clock() - used >= UNTOUCHABLE_S:
+            is_recent = self._recent.is_within(path.name, UNTOUCHABLE_S)
+            if size > 0 and path.name not in keep and not is_recent:
                 kind = "checkout" if path.parent == self._checkouts else "mirror"
                 yield Spare(kind, path.name, used, size, partial(self._drop, path, used))
 
@@ -235,6 +245,7 @@ class SourceCache:
                     )
                 time.sleep(LOCK_PAUSE_S)
             self._touch(lock)
+            self._recent.note(place.name)
             yield _Mirror(place, self._git, self._trash, self._budget, deadline)
         finally:
             os.close(lock)
@@ -280,12 +291,15 @@ class SourceCache:
     def _throw_unless_used(self, path: Path, used: float) -> bool:
         is_checkout = path.parent == self._checkouts
         record = self._records / f"{path.name}.{'json' if is_checkout else 'lock'}"
-        with suppress(FileNotFoundError):
-            if record.stat().st_mtime > used:
+        with self._recent.unless_within(path.name, UNTOUCHABLE_S) as is_free:
+            if not is_free:
                 return False
-        self._trash.throw(path)
-        if is_checkout:
-            record.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if record.stat().st_mtime != used:
+                    return False
+            self._trash.throw(path)
+            if is_checkout:
+                record.unlink(missing_ok=True)
         return True
 
     def _mirror_of(self, checkout: Path) -> Path | None:
@@ -518,6 +532,10 @@ def _is_branch_name(name: str) -> bool:
         return False
     parts = name.split("/")
     return all(part and not part.startswith(".") and not part.endswith((".lock", ".")) for part in parts)
+
+
+def _checkout_name(remote: Remote, commit: str) -> str:
+    return _digest(remote.url, commit, _boot_id())[:20]
 
 
 def _digest(*parts: str) -> str:

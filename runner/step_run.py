@@ -139,7 +139,8 @@ class StepRun:
     def _make_outcome(self) -> Completion:
         try:
             ended = self._run_script()
-            return self._gather_outputs(ended)
+            with self._means.blobs.gathering():
+                return self._gather_outputs(ended)
         except StepError as error:
             self._note(f"{error.reason}: {error.detail}", "ERROR")
             self._discard_caches()
@@ -300,6 +301,7 @@ class StepRun:
             self._note(f"checking out {self._commit}")
         self._stop_if_told()
         self._journal.record(commit=self._commit)
+        self._means.workspaces.pin(self._folder, {sources.name_of(source, self._commit)})
         return self._hearing(lambda progress: sources.checkout(source, self._commit, progress)).path
 
     def _open_caches(self) -> None:

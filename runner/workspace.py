@@ -9,16 +9,17 @@ import hashlib
 import json
 import os
 import stat
-import time
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
+from runner.deadline import boot_s
 from runner.durable import write_whole
 from runner.errors import StepError
 from runner.layers import Layers, naming_a_full_disk
+from runner.recency import RecentUse
 from runner.trash import Trash
 from runner.trees import copy_file
 from shared.ids import new_id
@@ -52,14 +53,14 @@ class Workspaces:
     """Builds and closes workspaces below one state folder."""
 
     def __init__(
-        self, state: Path, layers: Layers, trash: Trash, *, clock: Callable[[], float] = time.time
+        self, state: Path, layers: Layers, trash: Trash, *, clock: Callable[[], float] = boot_s
     ) -> None:
         self._inputs = state / "inputs"
         self._inputs.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._inputs.chmod(0o700)
         self._layers = layers
         self._trash = trash
-        self._clock = clock
+        self._recent = RecentUse(clock)
 
     def build(
         self,
@@ -80,13 +81,19 @@ class Workspaces:
         chosen = choose_inputs(inputs, note)
         layer = self._inputs / _manifest_digest(chosen) if chosen else None
         pins = frozenset(folder.name for folder in (layer, checkout) if folder is not None)
-        write_whole(attempt_dir / RECORD, json.dumps({"pins": sorted(pins)}).encode(), durable=False)
+        self.pin(attempt_dir, pins)
         if layer is not None:
             self._lay_out(layer, chosen, fetch)
         workspace = _workspace_of(attempt_dir, pins)
         lowers = [folder for folder in (layer, checkout) if folder is not None]
         self._layers.stack(workspace.path, lowers, workspace.upper)
         return workspace
+
+    def pin(self, attempt_dir: Path, names: Set[str]) -> None:
+        """These shared layers are the attempt's from now on, whether they are there already or not."""
+        record = json.dumps({"pins": sorted(names)}).encode()
+        with naming_a_full_disk():
+            write_whole(attempt_dir / RECORD, record, durable=False)
 
     def find(self, attempt_dir: Path) -> Workspace | None:
         """The workspace that a predecessor built for this attempt, if it got that far."""
@@ -113,14 +120,16 @@ class Workspaces:
     def prune(self, keep: Set[str]) -> None:
         """Drop the layers of inputs that no attempt in sight uses."""
         for layer in self._inputs.iterdir():
-            if layer.name not in keep and self._clock() - layer.stat().st_mtime > UNTOUCHABLE_S:
-                self._trash.throw(layer)
+            if layer.name in keep:
+                continue
+            with self._recent.unless_within(layer.name, UNTOUCHABLE_S) as is_free:
+                if is_free:
+                    self._trash.throw(layer)
 
     def _lay_out(self, layer: Path, chosen: Sequence[InputFile], fetch: Fetch) -> None:
         """Have the folder that holds exactly these inputs; whoever finds it finds all of it."""
+        self._recent.note(layer.name)
         if layer.is_dir():
-            now = self._clock()
-            os.utime(layer, (now, now))
             return
         part = self._inputs / f".part-{new_id()}"
         try:

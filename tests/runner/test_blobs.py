@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import threading
+import time
 
 import pytest
 
@@ -160,28 +161,51 @@ def test_a_new_life_sweeps_what_the_former_did_not_finish(blobs):
 
 
 def test_the_longest_unused_blobs_leave_first_and_pinned_ones_stay(tmp_path):
-    blobs = LocalBlobs(tmp_path / "blobs", max_bytes=25)
+    now = [0.0]
+    blobs = LocalBlobs(tmp_path / "blobs", max_bytes=25, clock=lambda: now[0])
     names = [put(blobs, tmp_path, bytes([n]) * 10) for n in range(4)]
     for age, sha256 in enumerate(names):
         os.utime(blobs.path(sha256), (1000 + age, 1000 + age))
 
-    freed = blobs.evict({names[0]}, now=1_000_000)
+    now[0] += 601
+    freed = blobs.evict({names[0]})
 
     assert freed == 20
     assert [blobs.path(name) is not None for name in names] == [True, False, False, True]
 
 
 def test_what_was_just_used_is_not_evicted(tmp_path):
-    blobs = LocalBlobs(tmp_path / "blobs", max_bytes=0)
+    now = [0.0]
+    blobs = LocalBlobs(tmp_path / "blobs", max_bytes=0, clock=lambda: now[0])
     sha256 = put(blobs, tmp_path, b"in use")
-
     os.utime(blobs.path(sha256), (1000, 1000))
+    place = blobs.path(sha256)
 
-    used_at = blobs.path(sha256).stat().st_atime
-    freed = blobs.evict(now=used_at + 599)
+    now[0] += 599
+    freed = blobs.evict()
 
     assert freed == 0
-    assert blobs.path(sha256).stat().st_mtime == 1000  # other names of the file keep their age
+    assert place.stat().st_mtime == 1000  # other names of the file keep their age
+    now[0] += 2
+    assert blobs.evict() == 6
+
+
+@pytest.mark.parametrize("jump_s", [3600, -3600])
+def test_a_wall_clock_that_jumps_takes_nothing_from_a_gathering(tmp_path, monkeypatch, jump_s):
+    now, wall_s = [0.0], time.time()
+    blobs = LocalBlobs(tmp_path / "blobs", max_bytes=0, clock=lambda: now[0])
+
+    with blobs.gathering():
+        monkeypatch.setattr(time, "time_ns", lambda: int((wall_s + jump_s) * 1e9))
+        sha256 = put(blobs, tmp_path, b"output")
+        now[0] += 5000
+        freed_meanwhile = blobs.evict()
+
+    assert freed_meanwhile == 0
+    assert blobs.path(sha256) is not None
+    assert list(blobs.spares()) == []
+    now[0] += 601
+    assert [spare.name for spare in blobs.spares()] == [sha256]
 
 
 @pytest.mark.parametrize("name", ["", "../../etc/passwd", "A" * 64, "0" * 63, "0" * 63 + "\n"])

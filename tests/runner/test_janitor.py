@@ -8,6 +8,7 @@ from functools import partial
 import httpx
 import pytest
 
+from runner.blobs import LocalBlobs
 from runner.cli import make_agent
 from runner.client import Client
 from runner.errors import EngineUnavailable
@@ -192,15 +193,17 @@ def test_the_layers_of_an_attempt_that_is_done_stay_as_long_as_its_folder(at_wor
     assert needed.exists()
 
 
-def a_blob(means, content, *, used_ago_s=LONG_AGO_S):
+def a_blob(means, content, *, used_ago_s=LONG_AGO_S, former=None):
+    """Used by a former life of the runner, unless `former` says by whom."""
+    former = former or LocalBlobs(means.blobs.root, max_bytes=1)
     part = means.blobs.root.parent / "content"
     part.write_bytes(content)
     fd = os.open(part, os.O_RDONLY)
     try:
-        sha256, _ = means.blobs.put_fd(fd)
+        sha256, _ = former.put_fd(fd)
     finally:
         os.close(fd)
-    path = means.blobs.path(sha256)
+    path = former.path(sha256)
     os.utime(path, (time.time() - used_ago_s, path.stat().st_mtime))
     return sha256, path
 
@@ -227,16 +230,15 @@ def test_outputs_of_a_long_collection_are_not_evicted_before_anything_names_them
     at_work, means, state, engine
 ):
     means.blobs.max_bytes = 1
-    _, output = a_blob(means, b"early", used_ago_s=3000)
-    _, old = a_blob(means, b"old", used_ago_s=LONG_AGO_S)
-    folder = left_behind(state, engine, "collecting", JournalPhase.COLLECTING)
-    began = time.time() - 3100
-    os.utime(folder / "journal.json", (began, began))
+    _, old = a_blob(means, b"old")
+    left_behind(state, engine, "collecting", JournalPhase.COLLECTING)
+    with means.blobs.gathering():
+        _, output = a_blob(means, b"early", former=means.blobs)
 
-    at_work(("collecting", 1)).clean_up_soon()
+        at_work(("collecting", 1)).clean_up_soon()
 
-    assert eventually(lambda: not old.exists())
-    assert output.exists()
+        assert eventually(lambda: not old.exists())
+        assert output.exists()
 
 
 @pytest.fixture
@@ -283,10 +285,11 @@ def test_where_the_disk_is_full_whatever_can_be_made_again_goes(cramped, means, 
 
 def test_where_the_disk_is_full_what_is_needed_or_was_just_used_stays(cramped, means, state, engine):
     engine.folder = state
-    _, young_blob = a_blob(means, b"young", used_ago_s=60)
+    _, young_blob = a_blob(means, b"young", used_ago_s=60, former=means.blobs)
     collected, needed_blob = a_blob(means, b"needed")
     young_cache = a_cache(means, state, "young", used_ago_s=60)
     young_checkout, needed_checkout = a_checkout(state, "young", used_ago_s=60), a_checkout(state, "needed")
+    means.sources._recent.note("young")
     folder = left_behind(state, engine, "at-work", JournalPhase.UPLOADING, collected=[collected])
     (folder / "workspace.json").write_text('{"pins": ["needed"]}')
     last = a_checkout(state, "last")

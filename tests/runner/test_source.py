@@ -6,7 +6,7 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -638,7 +638,13 @@ def test_pruning_drops_what_was_used_longest_ago_and_keeps_what_is_in_use(
     state: Path, repository: Repository
 ) -> None:
     now = [1_000_000.0]
-    sources = SourceCache(state / "state", protocols=LOCAL, run_as=unprivileged_user(), clock=lambda: now[0])
+    sources = SourceCache(
+        state / "state",
+        protocols=LOCAL,
+        run_as=unprivileged_user(),
+        clock=lambda: now[0],
+        steady=lambda: now[0],
+    )
     source = Source(repo_url=repository.url)
     checkouts = []
     for number in range(4):
@@ -665,7 +671,9 @@ def test_a_checkout_that_is_used_while_others_are_pruned_stays(state: Path, repo
             os.utime(uses.pop(), (now[0], now[0]))
         return now[0]
 
-    sources = SourceCache(state / "state", protocols=LOCAL, run_as=unprivileged_user(), clock=clock)
+    sources = SourceCache(
+        state / "state", protocols=LOCAL, run_as=unprivileged_user(), clock=clock, steady=clock
+    )
     commit = repository.commit({"a": "1"})
     checkout = sources.checkout(Source(repo_url=repository.url), commit)
     now[0] += 10_000
@@ -679,11 +687,42 @@ def test_a_checkout_that_is_used_while_others_are_pruned_stays(state: Path, repo
     assert not checkout.path.exists()
 
 
+@pytest.mark.parametrize("jump_s", [3600, -3600])
+def test_a_wall_clock_that_jumps_takes_no_checkout_that_was_just_used(
+    state: Path, repository: Repository, jump_s: float
+) -> None:
+    wall, steady = [1_000_000.0], [0.0]
+    sources = SourceCache(
+        state / "state",
+        protocols=LOCAL,
+        run_as=unprivileged_user(),
+        clock=lambda: wall[0],
+        steady=lambda: steady[0],
+    )
+    checkout = sources.checkout(Source(repo_url=repository.url), repository.commit({"a": "1"}))
+
+    wall[0] += jump_s
+    sources.prune(set(), 0)
+
+    assert checkout.path.is_dir()
+    assert list(sources.spares(set())) == []
+    steady[0] += 601
+    assert {spare.name for spare in sources.spares(set())} >= {checkout.name}
+    assert sources.prune(set(), 0) == 0
+    assert not checkout.path.exists()
+
+
 def test_a_checkout_whose_repository_is_in_use_is_left_for_the_next_time(
     state: Path, repository: Repository
 ) -> None:
     now = [1_000_000.0]
-    sources = SourceCache(state / "state", protocols=LOCAL, run_as=unprivileged_user(), clock=lambda: now[0])
+    sources = SourceCache(
+        state / "state",
+        protocols=LOCAL,
+        run_as=unprivileged_user(),
+        clock=lambda: now[0],
+        steady=lambda: now[0],
+    )
     checkout = sources.checkout(Source(repo_url=repository.url), repository.commit({"a": "1"}))
     now[0] += 10_000
     (lock,) = (state / "state" / "sources").glob("*.lock")
@@ -712,6 +751,12 @@ def test_a_checkout_holds_links_as_links(sources: SourceCache, repository: Repos
     checkout = sources.checkout(Source(repo_url=repository.url), commit)
 
     assert (checkout.path / "out").readlink() == Path("/etc")
+
+
+def a_source_cache(state: Path, clock: Callable[[], float]) -> SourceCache:
+    """Both of its clocks are this one."""
+    folder = state / "state"
+    return SourceCache(folder, protocols=LOCAL, run_as=unprivileged_user(), clock=clock, steady=clock)
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -16,6 +16,7 @@ from runner import deadline
 from runner.attempt import Attempt
 from runner.cli import make_agent
 from runner.client import Client, Proof
+from runner.deadline import boot_s
 from runner.errors import StepError
 from runner.journal import Journal, JournalPhase, attempt_dir
 from runner.mounts import unmount
@@ -24,6 +25,7 @@ from runner.state_dir import Identity, save_identity
 from runner.step_run import StepRun
 from shared.reasons import Reason
 from tests.runner.claims import a_claim
+from tests.runner.repositories import Repository
 from tests.runner.state_folder import a_state_folder, needs_root
 from tests.trip.faults import verb_of
 
@@ -383,6 +385,33 @@ def test_an_input_that_the_coordinator_no_longer_has_is_said_in_those_words(run,
     assert (said["reason"], said["infra"]) == ("internal", True)
     assert said["detail"].startswith("an input is gone from the coordinator")
     assert not (state / "ran").exists()
+
+
+@pytest.mark.parametrize("wishes", [{"git_protocols": "file", "disk_reserve_mb": 0}])
+def test_the_checkout_of_a_step_stays_however_long_its_caches_take_to_open(
+    run, coordinator, means, state, monkeypatch
+):
+    repository = Repository(state / "repository")
+    commit = repository.commit({"a": "the content"})
+    coordinator.answers["source"] = [httpx.Response(200, json={"commit": commit})]
+    open_cache, later = means.caches.open, boot_s() + 5000
+
+    def open_slowly(*arguments):
+        monkeypatch.setattr(means.sources._recent, "_clock", lambda: later)
+        pinned = means.workspaces.pinned([attempt_dir(state, "step-1", 1)])
+        means.sources.prune(pinned, 0)
+        return open_cache(*arguments)
+
+    monkeypatch.setattr(means.caches, "open", open_slowly)
+
+    run(
+        "cat a",
+        source={"repo_url": repository.url, "commit": commit},
+        mounts=[{"path": "/cache", "key": "k", "trust": "other"}],
+    )
+
+    assert [said["status"] for said in coordinator.completions] == ["success"]
+    assert b"the content" in coordinator.log
 
 
 @pytest.fixture
