@@ -12,6 +12,7 @@ import structlog
 from pydantic import ValidationError
 
 from runner.attempt import Attempt
+from runner.cleaning import Cleaning
 from runner.client import Proof
 from runner.control import Standing
 from runner.errors import EngineUnavailable, LeaseLost, Refused, StepError, Unauthorized, Unreachable
@@ -24,6 +25,7 @@ from runner.means import Means
 from runner.slots import Slots
 from runner.state_dir import PendingRequest
 from runner.step_run import StepRun
+from runner.vigil import Vigil, Watched
 from shared.protocol import Acquire, Action, Claim, Orders, Phase, Resume
 
 log = structlog.get_logger()
@@ -337,7 +339,7 @@ class Agent:
         False when this process is told to end before the coordinator has said so: the next one asks again.
         """
         journals = open_journals(self._state)
-        held = {}
+        held, watched = {}, []
         for journal in journals:
             try:
                 claim = Claim.model_validate(journal.claim)
@@ -348,9 +350,12 @@ class Agent:
             is_over = not journal.phase.is_before(JournalPhase.CLEANING)
             attempt = Attempt(proof, phase=Phase.RUNNING, is_over=is_over)
             held[claim.step_id, claim.attempt] = (journal, attempt)
+            job = Cleaning(self._means, journal, attempt, claim).job
+            watched.append(Watched(journal, job, float(claim.limits.grace_s)))
         asked = [attempt.report() for _, attempt in held.values() if not attempt.is_over]
         said = Resume(session=self._session, attempts=asked)
-        answer = self._hear_orders(said)
+        with Vigil(self._means.executor, watched):
+            answer = self._hear_orders(said)
         if self._was_forgotten:
             self._give_up(held.values())
             return False

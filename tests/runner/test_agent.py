@@ -1,9 +1,12 @@
 """The loop: what is taken, adopted, released and left, by a coordinator that answers as it is told."""
 
 import json
+import os
+import signal
 import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,6 +18,7 @@ from runner.executor.base import Leftover
 from runner.journal import Journal, JournalPhase, attempt_dir
 from runner.settings import Settings
 from runner.state_dir import Identity, PendingRequest, save_identity
+from shared.protocol import Limits
 from shared.reasons import Reason
 from tests.runner.claims import a_claim
 from tests.runner.state_folder import a_state_folder
@@ -482,4 +486,62 @@ def test_a_coordinator_that_says_so_with_breaks_is_not_believed(
     live(agent)
 
     assert not agent.was_forgotten
+    assert coordinator.completions[0]["status"] == "success"
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def a_step_that_a_killed_runner_left(state, coordinator, new_agent, script, **fields):
+    """The process of its script, once the runner is dead; the script says by `pid` that it runs."""
+    coordinator.claims = [[a_claim(script, **fields)]]
+    child = os.fork()
+    if child == 0:
+        threading.Thread(target=new_agent().run, daemon=True).start()
+        until = time.monotonic() + 20
+        while not (state / "pid").exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    coordinator.claims = []
+    return int((state / "pid").read_text())
+
+
+def test_a_time_limit_holds_after_a_restart_while_the_coordinator_is_away(new_agent, coordinator, state):
+    coordinator.answers["start"] = [httpx.Response(200, json={"action": "go", "timeoutS": 2, "graceS": 1})]
+    pid = a_step_that_a_killed_runner_left(
+        state, coordinator, new_agent, f"echo $$ > {state}/pid; exec sleep 60", limits=Limits(timeout_s=2)
+    )
+    died = []
+
+    def away_until_it_is_dead():
+        if is_alive(pid):
+            coordinator.answers["resume"].append(away_until_it_is_dead)
+            return httpx.Response(503)
+        died.append(pid)
+        return httpx.Response(503)
+
+    coordinator.answers["resume"] = [away_until_it_is_dead]
+
+    live(new_agent())
+
+    assert died == [pid], "before the coordinator answered"
+    assert coordinator.completions[0]["reason"] == "timeout"
+
+
+def test_what_is_within_its_limit_runs_on_while_the_coordinator_is_away(new_agent, coordinator, state):
+    pid = a_step_that_a_killed_runner_left(
+        state, coordinator, new_agent, f"echo $$ > {state}/pid; sleep 3; echo done >> {state}/ran"
+    )
+    coordinator.answers["resume"] = [httpx.Response(503) for _ in range(4)]
+
+    assert is_alive(pid)
+    live(new_agent())
+
+    assert (state / "ran").read_text() == "done\n"
     assert coordinator.completions[0]["status"] == "success"
