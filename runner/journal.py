@@ -45,17 +45,25 @@ class JournalPhase(StrEnum):
 class Journal:
     """The journal of one attempt. `data` holds what was recorded, as JSON gives it back."""
 
-    def __init__(self, path: Path, phase: JournalPhase, claim: Mapping[str, Any], data: Mapping[str, Any]):
+    def __init__(
+        self,
+        path: Path,
+        phase: JournalPhase,
+        claim: Mapping[str, Any],
+        data: Mapping[str, Any],
+        runner: str = "",
+    ) -> None:
         self.path = path
+        self.runner = runner  # who began the attempt; what it made carries this name
         self.phase = phase
         self.claim = dict(claim)
         self.data = dict(data)
 
     @classmethod
-    def create(cls, folder: Path, claim: Mapping[str, Any]) -> Self:
+    def create(cls, folder: Path, claim: Mapping[str, Any], *, runner: str = "") -> Self:
         """Begin the journal of a fresh claim (without its secrets) in the attempt's folder."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        journal = cls(folder / FILE_NAME, JournalPhase.CLAIMED, claim, {})
+        journal = cls(folder / FILE_NAME, JournalPhase.CLAIMED, claim, {}, runner)
         journal._write()
         return journal
 
@@ -72,7 +80,7 @@ class Journal:
             claim, data = content["claim"], content["data"]
             if not (isinstance(claim, dict) and isinstance(data, dict)):
                 raise TypeError("claim and data are objects")
-            return cls(path, JournalPhase(content["phase"]), claim, data)
+            return cls(path, JournalPhase(content["phase"]), claim, data, str(content.get("runner", "")))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -114,7 +122,13 @@ class Journal:
         self.advance(self.phase, **data)
 
     def _write(self) -> None:
-        content = {"version": VERSION, "phase": self.phase, "claim": self.claim, "data": self.data}
+        content = {
+            "version": VERSION,
+            "phase": self.phase,
+            "runner": self.runner,
+            "claim": self.claim,
+            "data": self.data,
+        }
         with no_room_ends_the_step("the attempt's journal cannot be written"):
             write_whole(self.path, json.dumps(content).encode())
 

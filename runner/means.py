@@ -7,6 +7,7 @@ from runner.cache import CacheStore
 from runner.client import Client
 from runner.disk import DiskGuard
 from runner.executor.base import Executor
+from runner.journal import Journal
 from runner.source import SourceCache
 from runner.trash import Trash
 from runner.workspace import Workspaces
@@ -26,3 +27,11 @@ class Means:
     trash: Trash
     disk: DiskGuard
     secrets: tuple[bytes, ...] = ()
+    former_ids: frozenset[str] = frozenset()
+
+    def runner_of(self, journal: Journal) -> str:
+        """Who began the attempt: this runner, or who it was before it registered anew.
+
+        In a copy of another's state folder the attempts are not ours, and nothing of theirs may be touched.
+        """
+        return journal.runner if journal.runner in self.former_ids else self.runner_id

@@ -17,6 +17,8 @@ from runner.errors import BadSetup
 log = structlog.get_logger()
 
 MOST_BYTES = 64 * 1024
+MOST_IDS = 100
+IDS = "runner-ids.json"
 
 
 class FolderInUse(BadSetup):
@@ -91,12 +93,34 @@ class Identity:
 
 
 def save_identity(state: Path, identity: Identity) -> None:
+    """Its id is remembered for good: what runs under it is found again when the identity has gone."""
+    ids = [*former_ids(state), identity.runner_id][-MOST_IDS:]
+    noted = {"folder": state.stat().st_ino, "ids": ids}
+    write_whole(state / IDS, json.dumps(noted).encode())
     content = {
         "runnerId": identity.runner_id,
         "secret": identity.secret,
         "coordinator": identity.coordinator,
     }
     write_whole(state / "identity.json", json.dumps(content).encode(), mode=0o600)
+
+
+def former_ids(state: Path) -> list[str]:
+    """Every id under which a runner was registered in this folder, this one's included.
+
+    A copy of the folder has none: what runs under the ids of the original is not the copy's to end.
+    """
+    path = state / IDS
+    try:
+        with path.open("rb") as file:
+            noted = json.loads(file.read(MOST_BYTES))
+        ids = [str(one) for one in noted["ids"]]
+        return ids if noted["folder"] == state.stat().st_ino else []
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        log.warning("former_ids_unreadable", path=str(path), error=str(error))
+        return []
 
 
 def load_identity(state: Path) -> Identity | None:

@@ -94,8 +94,10 @@ class DockerExecutor:
         images: PulledImages,
         keep_images: Collection[str],
         secret_files: SecretFiles,
+        former_ids: Collection[str] = (),
     ) -> None:
         self._runner = runner
+        self._runners = frozenset({runner, *former_ids})
         self._secret_files = secret_files
         self._base_url = base_url
         self._limits = limits
@@ -108,7 +110,7 @@ class DockerExecutor:
         self._socket = _socket_of(self._api)
         self._slow_api = _connect(base_url, timeout=SLOW_S)
         self._images = images
-        self._housekeeping = Housekeeping(self._api, runner=runner, images=images, keep=keep_images)
+        self._housekeeping = Housekeeping(self._api, runners=self._runners, images=images, keep=keep_images)
         self._starting = 0
         self._started = threading.Condition()
         self._sweeper = ThreadPoolExecutor(max_workers=2, thread_name_prefix="sweep")
@@ -332,9 +334,17 @@ class DockerExecutor:
             self._send(job.name, "SIGKILL")
             found = self._inspect(job.name)
             if found is None or not found["State"]["Running"]:
+                self._kill_others(job)
                 return
             self._await_engine(job.name, 1.0)
         raise EngineUnavailable(f"{job.name} does not die although it was killed for {DEATH_S:g} s")
+
+    def _kill_others(self, job: Job) -> None:
+        """What was begun for the attempt under a former name of this runner has to be dead as well."""
+        labels = [f"buildmill.step={job.step_id}", f"buildmill.attempt={job.attempt}"]
+        for found in self._list("step", *labels):
+            if self._is_ours(found) and f"/{job.name}" not in found["Names"]:
+                self._remove_container(found["Id"])
 
     def _send(self, name: str, signal: str) -> None:
         with _answers():
@@ -357,15 +367,15 @@ class DockerExecutor:
         found = self._inspect(job.name)
         self._record_volumes(job, found)
         self._remove_with_holder(job.name, found)
-        holder = _recorded(job, "holder")
+        holder = self._own_holder(job)
         if holder:
             self._sweeper.submit(self._try_remove, holder)
         self._asked.discard(job.name)
         self._began.pop(job.name, None)
 
     def remains(self, job: Job) -> list[str]:
-        holder = _recorded(job, "holder")
-        if holder and self._inspect(holder) is not None:
+        holder = self._own_holder(job)
+        if holder:
             self._try_remove(holder)  # the sweeper may not have come to it
         labels = [f"buildmill.step={job.step_id}", f"buildmill.attempt={job.attempt}"]
         wanted = {"label": labels}
@@ -377,7 +387,8 @@ class DockerExecutor:
                 known = [name for name in _recorded(job, "volumes").split() if self._has_volume(name)]
             except docker.errors.APIError as error:
                 raise EngineUnavailable(_text(error)) from error
-        found = [f"container {one['Id']}" for one in containers]
+        networks, volumes = filter(self._is_ours, networks), filter(self._is_ours, volumes)
+        found = [f"container {one['Id']}" for one in filter(self._is_ours, containers)]
         if holder and self._inspect(holder) is not None:
             found.append(f"container {holder}")
         found += [f"network {one['Name']}" for one in networks]
@@ -406,7 +417,8 @@ class DockerExecutor:
                 attempt=int(found["Labels"].get("buildmill.attempt", "0")),
                 is_running=found["State"] in ("running", "paused", "restarting"),
             )
-            for found in self._list("step", of_runner=self._runner)
+            for found in self._list("step")
+            if self._is_ours(found)
         ]
 
     def remove_leftover(self, leftover: Leftover) -> None:
@@ -414,7 +426,7 @@ class DockerExecutor:
         self._remove_with_holder(leftover.name, self._inspect(leftover.name))
 
     def remove_strays(self, held: Collection[tuple[str, int]]) -> None:
-        self._secret_files.sweep([name_of(self._runner, *key) for key in held])
+        self._secret_files.sweep([name_of(runner, *key) for key in held for runner in self._runners])
         self._housekeeping.remove_strays(held, self._holders.list_ready())
 
     def spares(self, wanted: Collection[str]) -> Iterator[Spare]:
@@ -593,11 +605,11 @@ class DockerExecutor:
 
     def _sweep_holders(self) -> None:
         """Remove the holders of our former life, and of other runners that died here, which no step uses."""
-        modes = [step["HostConfig"]["NetworkMode"] for step in self._list("step", of_runner=None)]
+        modes = [step["HostConfig"]["NetworkMode"] for step in self._list("step")]
         used = {mode.removeprefix("container:") for mode in modes}
-        for holder in self._list("holder", of_runner=None):
+        for holder in self._list("holder"):
             labels = holder["Labels"]
-            is_stale = labels.get("buildmill.runner") == self._runner or owner.is_dead(labels.get(OWNER, ""))
+            is_stale = self._is_ours(holder) or owner.is_dead(labels.get(OWNER, ""))
             if is_stale and holder["Id"] not in used:
                 self._try_remove(holder["Id"])
 
@@ -661,17 +673,25 @@ class DockerExecutor:
                 raise EngineUnavailable(_text(error)) from error
         return found
 
-    def _list(self, role: str, *, of_runner: str | None) -> list[dict[str, Any]]:
-        """Containers of one runner, or of all."""
-        labels = ["buildmill.managed=1", f"buildmill.role={role}"]
-        if of_runner is not None:
-            labels.append(f"buildmill.runner={of_runner}")
+    def _list(self, role: str, *wishes: str) -> list[dict[str, Any]]:
+        """Containers of all runners, as far as they have these labels."""
+        labels = ["buildmill.managed=1", f"buildmill.role={role}", *wishes]
         with _answers():
             try:
                 found: list[dict[str, Any]] = self._api.containers(all=True, filters={"label": labels})
             except docker.errors.APIError as error:
                 raise EngineUnavailable(_text(error)) from error
         return found
+
+    def _is_ours(self, found: Mapping[str, Any]) -> bool:
+        """Made under our name or one we had before: a copied state folder names others' attempts."""
+        return (found.get("Labels") or {}).get("buildmill.runner", self._runner) in self._runners
+
+    def _own_holder(self, job: Job) -> str | None:
+        """The recorded holder, if it still stands and is ours."""
+        holder = _recorded(job, "holder")
+        found = self._inspect(holder) if holder else None
+        return holder if found is not None and self._is_ours(found["Config"]) else None
 
     def _remove_with_holder(self, name: str, found: Mapping[str, Any] | None) -> None:
         self._remove_container(name)
@@ -714,6 +734,7 @@ def open_docker(
     holders_ahead: int = 2,
     logins: Mapping[str, RegistryLogin] = NO_LOGINS,
     keep_images: Collection[str] = (),
+    former_ids: Collection[str] = (),
 ) -> DockerExecutor:
     """Connect to the engine that DOCKER_HOST names, else to the local one; BadSetup says what to do."""
     return DockerExecutor(
@@ -727,6 +748,7 @@ def open_docker(
         images=PulledImages(state / "images.json"),
         keep_images=keep_images,
         secret_files=SecretFiles(state, runner),
+        former_ids=former_ids,
     )
 
 

@@ -30,13 +30,13 @@ class Housekeeping:
         self,
         api: Any,  # docker ships no types
         *,
-        runner: str,
+        runners: Collection[str],  # our name, and those we had before
         images: PulledImages,
         keep: Collection[str] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._api = api
-        self._runner = runner
+        self._runners = frozenset(runners)
         self._images = images
         self._keep = tuple(keep)
         self._clock = clock
@@ -128,30 +128,28 @@ class Housekeeping:
     def remove_strays(self, held: Collection[Key], ready_holders: Collection[str]) -> None:
         """Volumes, networks and network holders of ours that belong to no attempt in hand."""
         self._remove_holders(ready_holders)
-        ours = {"label": ["buildmill.managed=1", f"buildmill.runner={self._runner}"]}
+        managed = {"label": ["buildmill.managed=1"]}
         with _asking():
-            volumes = self._api.volumes(filters=ours).get("Volumes") or []
-            networks = self._api.networks(filters=ours)
+            volumes = self._api.volumes(filters=managed).get("Volumes") or []
+            networks = self._api.networks(filters=managed)
         for volume in volumes:
-            if _key_of(volume.get("Labels")) not in held:
+            if self._is_ours(volume) and _key_of(volume.get("Labels")) not in held:
                 self._try_removal("volume", volume["Name"], self._api.remove_volume)
         for network in networks:
-            if _key_of(network.get("Labels")) not in held:
+            if self._is_ours(network) and _key_of(network.get("Labels")) not in held:
                 self._try_removal("network", network["Id"], self._api.remove_network)
+
+    def _is_ours(self, found: Mapping[str, Any]) -> bool:
+        return (found.get("Labels") or {}).get("buildmill.runner") in self._runners
 
     def _remove_holders(self, ready: Collection[str]) -> None:
         """Those that no step has joined for a while; one that was just made is about to be joined."""
         managed = "buildmill.managed=1"
         with _asking():
             steps = self._api.containers(all=True, filters={"label": [managed, "buildmill.role=step"]})
-            holders = self._api.containers(
-                all=True,
-                filters={
-                    "label": [managed, "buildmill.role=holder", f"buildmill.runner={self._runner}"],
-                },
-            )
+            holders = self._api.containers(all=True, filters={"label": [managed, "buildmill.role=holder"]})
         joined = {step["HostConfig"]["NetworkMode"].removeprefix("container:") for step in steps}
-        for holder in holders:
+        for holder in filter(self._is_ours, holders):
             is_young = self._clock() - float(holder["Created"]) < YOUNG_HOLDER_S
             if not is_young and holder["Id"] not in joined and holder["Id"] not in ready:
                 self._try_removal(

@@ -285,14 +285,14 @@ def test_a_holder_that_nobody_has_joined_for_long_is_removed_and_one_that_is_rea
     assert executor._holders.wait_until_full(10)
     ready = set(executor._holders.list_ready())
     executor.remove_strays(set())
-    fresh = {found["Id"] for found in executor._list("holder", of_runner=runner)}
+    fresh = {found["Id"] for found in executor._list("holder", f"buildmill.runner={runner}")}
     clock = Clock()
     clock.ahead_s = LATER_S
     executor._housekeeping._clock = clock
 
     executor.remove_strays(set())
 
-    kept = {found["Id"] for found in executor._list("holder", of_runner=runner)}
+    kept = {found["Id"] for found in executor._list("holder", f"buildmill.runner={runner}")}
     assert lost in fresh
     assert lost not in kept
     assert ready <= kept

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import sys
 import pytest
 
 from runner.errors import BadSetup
-from runner.state_dir import Identity, PendingRequest, StateLock, load_identity, save_identity
+from runner.state_dir import Identity, PendingRequest, StateLock, former_ids, load_identity, save_identity
 
 IDENTITY = Identity("r1", "very-secret", "http://localhost:3000")
 
@@ -72,6 +73,35 @@ def test_the_identity_is_kept_for_its_owner_only(tmp_path):
     assert load_identity(tmp_path) == IDENTITY
     assert stat.S_IMODE((tmp_path / "identity.json").stat().st_mode) == 0o600
     assert "very-secret" not in repr(IDENTITY)
+
+
+def test_a_folder_knows_its_former_runners_also_when_the_identity_was_removed(tmp_path):
+    assert former_ids(tmp_path) == []
+    for name in ("r1", "r2"):
+        save_identity(tmp_path, Identity(name, "very-secret", "http://localhost:3000"))
+        (tmp_path / "identity.json").unlink()
+
+    assert former_ids(tmp_path) == ["r1", "r2"]
+    assert "very-secret" not in (tmp_path / "runner-ids.json").read_text()
+
+
+def test_a_copy_of_a_folder_does_not_own_what_the_originals_runner_began(tmp_path):
+    original, copy = tmp_path / "original", tmp_path / "copy"
+    original.mkdir()
+    save_identity(original, IDENTITY)
+    shutil.copytree(original, copy)
+    (copy / "identity.json").unlink()
+
+    save_identity(copy, Identity("r2", "another-secret", "http://localhost:3000"))
+
+    assert former_ids(copy) == ["r2"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"ids": 7, "folder": 1}'])
+def test_damaged_former_ids_are_forgotten(tmp_path, content):
+    (tmp_path / "runner-ids.json").write_text(content)
+
+    assert former_ids(tmp_path) == []
 
 
 def test_an_identity_that_others_may_read_is_refused(tmp_path):
