@@ -266,7 +266,7 @@ class StepRun:
         if self._commit:
             env["BUILDMILL_COMMIT"] = self._commit
         return Job(
-            runner=self._means.runner_id,
+            runner=self._means.runner_of(self._journal),
             step_id=claim.step_id,
             attempt=claim.attempt,
             build_id=claim.build_id,
