@@ -409,10 +409,10 @@ def test_a_drain_while_a_claim_is_being_begun_waits_for_its_step(new_agent, coor
     agent._once = False
     create = Journal.create.__func__
 
-    def slowly(cls, folder, claim):
+    def slowly(cls, folder, claim, **more):
         agent.drain()
         time.sleep(0.6)  # longer than the main thread needs to see that nothing runs
-        return create(cls, folder, claim)
+        return create(cls, folder, claim, **more)
 
     monkeypatch.setattr(Journal, "create", classmethod(slowly))
     coordinator.claims = [[a_claim(f"echo done >> {state}/ran")]]
