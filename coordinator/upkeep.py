@@ -58,6 +58,7 @@ class Done:
     blob_bytes: int = 0
     tombstones: int = 0
     orphans: int = 0
+    failed: int = 0
 
 
 @dataclass
@@ -78,7 +79,7 @@ class Upkeep:
         after = ""
         while projects := await self.lanes.read(partial(retention.list_projects, after=after)):
             for project in projects:
-                await self._expire_project(project)
+                await self._try_to_expire(project)
             after = projects[-1].id
         await self._delete_blobs()
         await self._delete_tombstones()
@@ -97,6 +98,13 @@ class Upkeep:
         return answer
 
     # --- projects
+
+    async def _try_to_expire(self, project: Any) -> None:
+        try:
+            await self._expire_project(project)
+        except Exception:  # whatever is wrong with it, the projects behind it fill the disk meanwhile
+            self.done.failed += 1
+            log.exception("project_not_expired", project=project.id)
 
     async def _expire_project(self, project: Any) -> None:
         now = self.clock()

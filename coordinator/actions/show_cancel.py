@@ -6,8 +6,9 @@ from typing import Any
 
 from sqlmodel import Session
 
+from coordinator.actions.refuse_expired import refuse_expired
 from coordinator.actions.show_build import get_visible_build
-from coordinator.errors import NotFound
+from coordinator.errors import Expired, NotFound
 from coordinator.rules.access import Caller
 from coordinator.store import cancels
 from shared.states import StepState
@@ -51,9 +52,15 @@ class CancelView:
 
 def show_cancel(tx: Session, caller: Caller, cancel_id: str, *, now: datetime) -> CancelView:
     """The receipt as it stands now; NotFound for whoever may not see its build."""
-    cancel = cancels.get_cancel(tx, cancel_id)
+    try:
+        cancel = cancels.get_cancel(tx, cancel_id)
+    except NotFound:
+        refuse_expired(tx, caller, cancel_id)
+        raise
     try:
         get_visible_build(tx, caller, cancel.build_id)
+    except Expired as error:
+        raise Expired("this cancel has expired") from error
     except NotFound as error:
         raise NotFound("no such cancellation") from error
     rows = cancels.list_cancel_steps(tx, cancel_id)

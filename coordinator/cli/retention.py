@@ -52,7 +52,10 @@ def retention_command(dry_run: bool, **options: Any) -> None:
         if dry_run:
             _rehearse(lanes, settings)
         else:
-            _say_done(asyncio.run(_run(lanes, settings)))
+            done = asyncio.run(_run(lanes, settings))
+            _say_done(done)
+            if done.failed:
+                raise click.ClickException(f"{done.failed} projects could not be dealt with; see the log")
 
 
 @contextmanager

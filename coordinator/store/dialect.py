@@ -1,6 +1,7 @@
 """The only file that names SQLite or Postgres: how each is opened and what manners it needs."""
 
 import importlib
+import json
 import sqlite3
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url, text
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Select,
+    String,
+    Table,
+    cast,
+    column,
+    create_engine,
+    event,
+    func,
+    literal,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, DBAPIError, OperationalError
@@ -170,6 +186,18 @@ def hold_names(tx: Session, names: Collection[str]) -> None:
     statement = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
     for name in sorted(names):
         tx.connection().execute(statement, {"name": name})
+
+
+def listed(tx: Session, ids: Collection[str]) -> Select[tuple[str]]:
+    """The ids as rows, for `in_`: all in one parameter, of which a statement may have only so many."""
+    said = json.dumps(sorted(ids))
+    if tx.get_bind().dialect.name == "sqlite":
+        rows = func.json_each(said).table_valued(column("value", String))
+    else:
+        rows = func.jsonb_array_elements_text(cast(literal(said, String), postgresql.JSONB)).table_valued(
+            column("value", String)
+        )
+    return select(rows.c.value)
 
 
 def insert_if_absent(tx: Session, table: Table, row: dict[str, Any]) -> bool:

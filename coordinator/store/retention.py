@@ -31,10 +31,12 @@ from sqlalchemy import (
 from sqlmodel import Session
 
 from coordinator.rules.retention import BuildFacts, Expiry, Part
+from coordinator.store.dialect import listed
 from coordinator.tables import (
     Artifact,
     Blob,
     Build,
+    Cancel,
     LogAppend,
     Project,
     Row,
@@ -50,6 +52,7 @@ ATTEMPTS = table_of(StepAttempt)
 APPENDS = table_of(LogAppend)
 BLOBS = table_of(Blob)
 BUILDS = table_of(Build)
+CANCELS = table_of(Cancel)
 PROJECTS = table_of(Project)
 STEPS = table_of(Step)
 TOMBSTONES = table_of(Tombstone)
@@ -161,7 +164,7 @@ def weigh_artifacts(tx: Session, project_id: str, kept: Collection[str]) -> tupl
 
     The same bytes in several builds count once, for the newest: they go when it goes.
     """
-    number = case((BUILDS.c.id.in_(sorted(kept)), literal(_OF_KEPT)), else_=BUILDS.c.number)
+    number = case((BUILDS.c.id.in_(listed(tx, kept)), literal(_OF_KEPT)), else_=BUILDS.c.number)
     owned = (
         select(func.max(number).label("owner"), ARTIFACTS.c.size)
         .select_from(ARTIFACTS)
@@ -303,6 +306,8 @@ def delete_build(tx: Session, build_id: str, *, now: datetime) -> bool:
     steps = tx.connection().execute(of_build).scalars().all()
     insert_tombstones(tx, "step", project_id, steps, now=now)
     insert_tombstones(tx, "build", project_id, [build_id], now=now)
+    receipts = select(CANCELS.c.id).where(CANCELS.c.build_id == build_id)
+    insert_tombstones(tx, "cancel", project_id, tx.connection().execute(receipts).scalars().all(), now=now)
     for table in reversed(Row.metadata.sorted_tables):
         condition = _belongs(table, build_id)
         if condition is not None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import event, func, insert, select
+from sqlalchemy import event, func, insert, select, update
 from sqlmodel import Session
 
+from coordinator.actions.cancel_build import cancel_build
 from coordinator.actions.change_project import change_project
 from coordinator.actions.delete_project import delete_project
 from coordinator.actions.drop_blobs import drop_blobs
@@ -30,6 +31,7 @@ from coordinator.tables import (
     Blob,
     Build,
     LogAppend,
+    Project,
     Row,
     Step,
     StepAttempt,
@@ -55,6 +57,7 @@ from tests.factories import (
 BUILDS, STEPS, ATTEMPTS, APPENDS, ARTIFACTS, BLOBS, ARROWS, TOMBSTONES = (
     table_of(row) for row in (Build, Step, StepAttempt, LogAppend, Artifact, Blob, StepDependency, Tombstone)
 )
+PROJECTS = table_of(Project)
 DAY = 24 * 3600
 MEGABYTE = 1024 * 1024
 
@@ -606,7 +609,7 @@ def test_an_upload_that_meets_the_deletion_of_its_row_writes_it_anew(shop: Shop)
 # Killed in between
 
 
-class Killed(Exception):
+class Killed(BaseException):
     """The process is gone."""
 
 
@@ -1039,3 +1042,54 @@ def test_what_ran_again_with_the_clock_set_back_keeps_its_new_outputs_and_logs(
     used = run(b"used")
     assert [one.path for one in used.claim.inputs] == [output["path"]]
     shop.require_nothing_dangling()
+
+
+# What stands in the way
+
+
+def test_a_project_that_cannot_be_dealt_with_does_not_stop_the_others(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    projects = sorted([shop.project_id, shop.mill.a_project("second")])
+    shops = [Shop(shop.mill, one, shop.mill.a_workflow(one, a_spec()), shop.runner) for one in projects]
+    for one in shops:
+        one.rules(builds=1)
+        one.build()
+        one.build()
+    broken = {"builds": 1, "log_days": "never"}
+    statement = update(PROJECTS).where(PROJECTS.c.id == projects[0]).values(retention=broken)
+    shop.mill.tx(lambda tx: tx.connection().execute(statement))
+
+    done = shop.expire()
+
+    assert (done.builds, done.failed) == (1, 1)
+    assert shop.count(BUILDS, BUILDS.c.project_id == projects[1]) == 1
+    assert shop.count(BUILDS, BUILDS.c.project_id == projects[0]) == 2
+
+
+def test_more_builds_are_kept_than_a_statement_may_have_parameters(shop: Shop) -> None:
+    shop.rules(megabytes=1)
+    build_id = shop.build(b"x" * MEGABYTE)
+    many = [new_id() for _ in range(70_000)]
+
+    def weigh(tx: Session) -> Any:
+        return retention.weigh_artifacts(tx, shop.project_id, [*many, build_id])
+
+    assert shop.mill.tx(weigh) == ({}, MEGABYTE)
+    assert shop.mill.tx(retention.weigh_artifacts, shop.project_id, many) == ({1: MEGABYTE}, 0)
+    assert shop.mill.tx(retention.weigh_artifacts, shop.project_id, []) == ({1: MEGABYTE}, 0)
+
+
+def test_the_receipt_of_a_build_that_has_gone_answers_expired(shop: Shop, client: Any) -> None:
+    shop.rules(builds=1)
+    made = shop.mill.another_build(shop.project_id, shop.workflow_id)
+    cancel_id = shop.mill.now(cancel_build, LOCAL, made.id).cancel_id
+    shop.build()
+
+    asyncio.run(expire_marks_only(shop))
+    assert answers_expired(client, "GET", f"/api/cancels/{cancel_id}")
+    shop.expire()
+
+    assert shop.count(BUILDS) == 1
+    assert answers_expired(client, "GET", f"/api/cancels/{cancel_id}")
+    assert not answers_expired(client, "GET", f"/api/cancels/{new_id()}")

@@ -8,18 +8,21 @@ import pytest
 from sqlalchemy import text
 from sqlmodel import Session
 
+from coordinator.actions.delete_project import delete_project
 from coordinator.actions.forget_secrets import GRACE, forget_secrets
 from coordinator.actions.give_secrets import give_secrets
 from coordinator.actions.renew_leases import resume_attempts
 from coordinator.actions.set_secret import set_secret
 from coordinator.app import create_app
+from coordinator.errors import NotFound
 from coordinator.keys import SECRETS_KEY, UnusableKeys
 from coordinator.sealing import CannotOpen, Place, Sealed, SecretKeys
 from coordinator.settings import Settings
-from coordinator.store import project_secrets
+from coordinator.store import project_secrets, projects
 from coordinator.store.dialect import Database
 from shared.protocol import Order, Resume
-from tests.factories import LOCAL, ON_SQLITE, Api, Held, Mill, a_step
+from tests.coordinator.test_stop_races import overtaken
+from tests.factories import LOCAL, ON_POSTGRES, ON_SQLITE, Api, Held, Mill, a_step
 
 VALUE = "canary-3141592653589793"
 
@@ -477,3 +480,20 @@ def test_a_new_first_line_seals_and_the_old_one_still_opens(
     assert held.claim.secrets == {"OLD": VALUE, "NEW": VALUE}
     assert given == {"OLD": VALUE}
     assert rows["OLD"] != rows["NEW"]
+
+
+@ON_POSTGRES
+def test_a_project_that_is_deleted_meanwhile_gets_no_secret(mill: Mill, database: Database) -> None:
+    project_id = mill.a_project()
+
+    with pytest.raises(NotFound):
+        overtaken(
+            mill,
+            database,
+            lambda: keep(mill, project_id),
+            holding=lambda tx: projects.lock_project(tx, project_id),
+            by=lambda tx: delete_project(tx, LOCAL, project_id, now=mill.clock()),
+        )
+
+    with database.reader.connect() as connection:
+        assert connection.execute(text("SELECT count(*) FROM project_secrets")).scalar_one() == 0

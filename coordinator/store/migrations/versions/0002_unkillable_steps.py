@@ -112,3 +112,22 @@ def _limits_and_cancels() -> None:
     )
     with op.batch_alter_table("cancel_steps", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_cancel_steps_build_id"), ["build_id"], unique=False)
+    _receipts_of_earlier_cancels()
+
+
+def _receipts_of_earlier_cancels() -> None:
+    """Builds name the receipts of their cancels, which were not kept: what of them is still known."""
+    op.execute(
+        "INSERT INTO cancels (id, build_id, requested_at)"
+        " SELECT cancel_id, id, COALESCE(cancel_requested_at, finished_at, created_at) FROM builds"
+        " WHERE cancel_id IS NOT NULL"
+    )
+    # a step that was told to stop was held, under its last attempt; the others had never begun
+    op.execute(
+        "INSERT INTO cancel_steps (cancel_id, step_id, attempt, build_id)"
+        " SELECT builds.cancel_id, steps.id,"
+        " CASE WHEN steps.cancel_requested_at IS NULL THEN 0 ELSE steps.attempt END, builds.id"
+        " FROM builds JOIN steps ON steps.build_id = builds.id"
+        " WHERE builds.cancel_id IS NOT NULL"
+        " AND (steps.state = 'cancelled' OR steps.cancel_requested_at IS NOT NULL)"
+    )
