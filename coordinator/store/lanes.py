@@ -160,7 +160,7 @@ class _SingleLanes:
                 except DBAPIError as error:
                     job.error = error
                     if is_outage(error) and not may_be_retried(error):
-                        _drop(session)
+                        _throw_away(session)
                         session = None
                         break
                     if not may_be_retried(error):
@@ -180,6 +180,13 @@ class _SingleLanes:
 def _lost(error: SQLAlchemyError) -> Unavailable:
     log.error("database_lane_failed", cause=str(error))
     return Unavailable("the database could not answer; try again")
+
+
+def _throw_away(session: LaneSession | None) -> None:
+    """The server behind this connection is gone, or serves readers only: a new one finds its successor."""
+    if session is not None:
+        session.connection().invalidate()
+    _drop(session)
 
 
 def _drop(session: LaneSession | None) -> None:
