@@ -38,6 +38,7 @@ class Janitor:
         self._source_bytes = source_bytes
         self._marks = marks
         self._room = Room([], marks, means.trash)
+        self._lacks_storage = False
         self._held: Callable[[], Set[Key]] = frozenset
         self._stuck: set[Key] = set()
         self._in_the_way: set[Key] | None = None  # what the last round found; None: nobody has looked yet
@@ -106,10 +107,10 @@ class Janitor:
         """The disks to watch: that of the state folder, and that of the engine's images."""
         areas = [Area(self._state, [self._means.caches.spares, self._spare_sources, self._spare_outputs])]
         try:
-            storage = self._means.executor.storage()
+            storage, self._lacks_storage = self._means.executor.storage(), False
         except EngineUnavailable as error:
             log.warning("images_not_watched", cause=str(error))
-            storage = None
+            storage, self._lacks_storage = None, True
         if storage is not None:
             areas.append(Area(storage, [self._spare_images]))
         return Room(areas, self._marks, self._means.trash)
@@ -161,6 +162,8 @@ class Janitor:
         """True when nothing is left that should have gone."""
         is_clean = self._clear_up()
         try:
+            if self._room.is_blind or self._lacks_storage:
+                self._room = self._survey()
             is_clean = _try(self._prune) and is_clean
             return self._room.clear() and is_clean
         except Exception:  # without this thread nothing here would ever be removed again

@@ -95,6 +95,7 @@ class Room:
         self._clock = clock
         self._clearing: set[int] = set()  # devices between the marks, on their way down
         self._helpless: set[int] = set()
+        self.is_blind = False  # some folder could not be looked at the last time
 
     def is_needed(self) -> bool:
         """True when some disk is above its mark and something could still be found to go."""
@@ -152,8 +153,15 @@ class Room:
     def _by_disk(self) -> list[tuple[Space, list[Offer]]]:
         """Each file system once, with all that lies on it."""
         disks: dict[int, tuple[Space, list[Offer]]] = {}
+        was_blind, self.is_blind = self.is_blind, False
         for area in self._areas:
-            space = self._look(area.folder)
+            try:
+                space = self._look(area.folder)
+            except OSError as error:  # an engine that was moved takes its folder along
+                self.is_blind = True
+                if not was_blind:
+                    log.warning("disk_not_watched", folder=str(area.folder), cause=str(error))
+                continue
             disks.setdefault(space.device, (space, []))[1].extend(area.offers)
         return list(disks.values())
 

@@ -333,6 +333,39 @@ def test_an_engine_that_is_away_does_not_keep_other_things_from_going(cramped, m
     assert eventually(lambda: not gone.exists())
 
 
+def test_a_folder_of_images_that_goes_ends_no_janitor_and_is_asked_for_anew(
+    at_work, state, engine, monkeypatch
+):
+    monkeypatch.setattr("runner.janitor.LOOK_S", 0.02)
+    engine.folder = state / "engine"
+    engine.folder.mkdir()
+    working = at_work()
+    engine.folder.rmdir()
+    assert eventually(lambda: working._room.is_blind)
+    engine.folder = state / "moved"
+    engine.folder.mkdir()
+
+    working._go_round()
+
+    assert working._thread.is_alive()
+    assert not working._room.is_needed()
+    assert not working._room.is_blind
+
+
+def test_an_engine_that_was_away_at_the_start_has_its_disk_watched_later(at_work, state, engine, monkeypatch):
+    def away():
+        raise EngineUnavailable("the engine is away")
+
+    monkeypatch.setattr(engine, "storage", away)
+    working = at_work()
+    monkeypatch.undo()
+    engine.folder = state
+
+    working._go_round()
+
+    assert len(working._room._areas) == 2
+
+
 # --- leftovers of a former life ------------------------------------------------------------------------
 
 
