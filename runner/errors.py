@@ -85,6 +85,10 @@ class EngineUnavailable(RunnerError):
     """The container engine does not answer."""
 
 
+class StillAlive(EngineUnavailable):
+    """The engine is away, and what it runs for us is seen to live on."""
+
+
 class BadSetup(RunnerError):
     """This machine or its settings cannot do what was asked."""
 

@@ -25,7 +25,7 @@ from runner.deadline import Deadline, Moment, Silence
 from runner.delivery import LogDelivery
 from runner.disk import DiskWatch
 from runner.durable import NO_ROOM
-from runner.errors import EngineUnavailable, ImageGone, LeaseLost, LogRewind, Refused, StepError
+from runner.errors import EngineUnavailable, ImageGone, LeaseLost, LogRewind, Refused, StepError, StillAlive
 from runner.executor.base import Bind, Created, Ended, Job
 from runner.executor.launcher import has_lost_output, open_log
 from runner.insistence import LAST_WORDS_S, PATIENCE_S, GaveUp, TooLate, insist
@@ -497,11 +497,24 @@ class StepRun:
             try:
                 return ask()
             except EngineUnavailable as error:
-                if time.monotonic() > until:
+                if time.monotonic() > until and not self._is_seen_alive():
                     raise StepError(Reason.DAEMON_ERROR, str(error)) from error
                 log.warning("engine_unavailable", step=self._claim.step_id, cause=str(error))
             if self._attempt.abandoned.wait(ENGINE_PAUSE_S):
                 raise LeaseLost("the coordinator said abandon")
+
+    def _is_seen_alive(self) -> bool:
+        """Nothing is told of a step that is seen to run; before it is given up, what is seen of it is killed.
+
+        What neither the engine nor this machine shows cannot be helped.
+        """
+        try:
+            self._means.executor.kill(self._cleaning.job, hard=True)
+        except StillAlive:
+            return True
+        except EngineUnavailable as error:
+            log.warning("step_not_seen", step=self._claim.step_id, cause=str(error))
+        return False
 
     # --- after the script ---------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from docker.utils import parse_repository_tag
 
 from runner.credentials import RegistryLogin
 from runner.errors import BadSetup, EngineUnavailable, ImageGone, RunnerError, StepError
-from runner.executor import egress, epoch, holder_image, launcher, owner, seccomp, trust, verdict
+from runner.executor import egress, epoch, holder_image, launcher, owner, seccomp, sight, trust, verdict
 from runner.executor.base import Bind, Created, Ended, Job, Leftover, name_of
 from runner.executor.holders import HolderPool
 from runner.executor.housekeeping import Housekeeping
@@ -51,6 +51,7 @@ SLOW_S: Final = 180  # a start under load, a pull that says nothing
 POLL_S: Final = 0.1
 WAIT_PART_S: Final = 5.0
 DEATH_S: Final = 60.0
+UNAIDED_S: Final = 10.0
 DIAGNOSTICS_LIMIT: Final = 65536
 CONNECTIONS: Final = 64
 OWNER: Final = "buildmill.owner"
@@ -236,6 +237,7 @@ class DockerExecutor:
             if found["State"]["StartedAt"] != _NEVER:
                 return  # a second start would run the script a second time
             self._note_engine(job)
+            sight.note_container(job.attempt_dir, found["Id"])
             self._place_secrets(job)  # a restart of the machine has taken them
             try:
                 with self._going_first():
@@ -279,6 +281,16 @@ class DockerExecutor:
 
     def wait(self, job: Job, *, timeout_s: float) -> Ended | None:
         until = time.monotonic() + timeout_s
+        try:
+            return self._wait(job, until)
+        except EngineUnavailable:
+            if sight.outlives(job.attempt_dir, max(0.0, until - time.monotonic())):
+                return None  # it goes on without its engine
+            if self._was_asked(job) and sight.has_died(job.attempt_dir):
+                return Ended(launcher.read_rc(job.attempt_dir), None)
+            raise
+
+    def _wait(self, job: Job, until: float) -> Ended | None:
         while True:
             found = self._inspect(job.name)
             if found is None:
@@ -295,7 +307,9 @@ class DockerExecutor:
                 return None
             if state["Status"] == "created":
                 time.sleep(min(POLL_S, left_s))  # the engine has no call that waits for a start
-            elif not _outlives(state["Pid"], found["Id"], left_s):
+                continue
+            sight.note_seen(job.attempt_dir, found["Id"], state["Pid"])
+            if not _outlives(state["Pid"], found["Id"], left_s):
                 self._await_engine(job.name, min(left_s, WAIT_PART_S))
 
     def _await_engine(self, name: str, timeout_s: float) -> None:
@@ -326,6 +340,15 @@ class DockerExecutor:
 
     def kill(self, job: Job, *, hard: bool) -> None:
         self._note_asked(job)
+        try:
+            self._kill(job, hard=hard)
+        except EngineUnavailable:
+            if hard and not sight.kill(job.attempt_dir, timeout_s=UNAIDED_S):
+                raise
+            if not hard and not sight.terminate(job.attempt_dir) and not sight.has_died(job.attempt_dir):
+                raise
+
+    def _kill(self, job: Job, *, hard: bool) -> None:
         if not hard:
             self._send(job.name, "SIGTERM")
             return

@@ -236,3 +236,51 @@ def test_a_step_that_outlives_the_replaced_engine_ends_as_it_does(second, execut
     ended = wait_through_outages(executor, job)
 
     assert (ended.rc, ended.code, ended.reason) == (0, 0, None)
+
+
+def begin_and_see(executor: DockerExecutor, tmp_path: Path, script: str):
+    """A step that says `on`, looked at once while the engine is there."""
+    job = begin(executor, a_job(tmp_path, f"echo on; {script}", runner="test-restart"))
+    until = time.monotonic() + 30
+    while "on" not in log_of(job):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert executor.wait(job, timeout_s=0.1) is None
+    return job
+
+
+@pytest.mark.threat("E16")
+@pytest.mark.parametrize("options", [("--live-restore",)])
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_step_is_watched_and_ended_without_its_engine(second, executor, tmp_path, hard) -> None:
+    script = "trap 'echo bye; exit 3' TERM; while :; do sleep 0.05; done"
+    job = begin_and_see(executor, tmp_path, script)
+    second.end(signal.SIGKILL)
+
+    goes_on = executor.wait(job, timeout_s=0.5)
+    executor.kill(job, hard=hard)
+    ended = executor.wait(job, timeout_s=20)
+    ended = ended or executor.wait(job, timeout_s=0.5)
+
+    assert goes_on is None
+    assert ended is not None
+    assert (ended.rc, ended.code) == ((None, None) if hard else (3, None))
+    assert ("bye" in log_of(job)) is not hard
+
+
+@pytest.mark.threat("E16")
+@pytest.mark.parametrize("options", [("--live-restore",)])
+def test_a_step_that_ended_without_its_engine_is_left_to_what_the_engine_says(
+    second, executor, tmp_path
+) -> None:
+    job = begin_and_see(executor, tmp_path, "while ! test -e go; do sleep 0.05; done; exit 7")
+    second.end(signal.SIGKILL)
+
+    (job.workspace / "go").touch()
+    with pytest.raises(EngineUnavailable):
+        while executor.wait(job, timeout_s=20) is None:
+            continue
+    second.start()
+    ended = wait_through_outages(executor, job)
+
+    assert (ended.rc, ended.reason) == (7, None)

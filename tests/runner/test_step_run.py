@@ -12,12 +12,12 @@ from functools import partial
 import httpx
 import pytest
 
-from runner import deadline
+from runner import deadline, step_run
 from runner.attempt import Attempt
 from runner.cli import make_agent
 from runner.client import Client, Proof
 from runner.deadline import boot_s
-from runner.errors import StepError
+from runner.errors import EngineUnavailable, StepError, StillAlive
 from runner.journal import Journal, JournalPhase, attempt_dir
 from runner.mounts import unmount
 from runner.settings import Settings
@@ -412,6 +412,31 @@ def test_the_checkout_of_a_step_stays_however_long_its_caches_take_to_open(
 
     assert [said["status"] for said in coordinator.completions] == ["success"]
     assert b"the content" in coordinator.log
+
+
+def test_nothing_is_told_of_a_step_that_is_seen_alive_while_the_engine_is_away(
+    run, coordinator, means, monkeypatch
+):
+    seen = [StillAlive("it lives"), StillAlive("it lives"), None]
+
+    def away(*_arguments, **_wishes):
+        raise EngineUnavailable("the engine is away")
+
+    def kill(_job, *, hard):
+        assert coordinator.completions == []
+        answer = seen.pop(0) if seen else None
+        if answer is not None:
+            raise answer
+
+    monkeypatch.setattr(step_run, "ENGINE_PATIENCE_S", 0.0)
+    monkeypatch.setattr(step_run, "ENGINE_PAUSE_S", 0.01)
+    monkeypatch.setattr(means.executor, "wait", away)
+    monkeypatch.setattr(means.executor, "kill", kill)
+
+    run("true")
+
+    assert seen == []
+    assert [said["reason"] for said in coordinator.completions] == ["daemon_error"]
 
 
 @pytest.fixture
