@@ -16,7 +16,7 @@ from runner.cleaning import Cleaning
 from runner.client import Proof
 from runner.control import Standing
 from runner.errors import EngineUnavailable, LeaseLost, Refused, StepError, Unauthorized, Unreachable
-from runner.health import Health
+from runner.health import Health, Tried
 from runner.insistence import insist
 from runner.janitor import Janitor
 from runner.journal import Journal, JournalPhase, attempt_dir, open_journals
@@ -144,6 +144,7 @@ class Agent:
             self._poll_until_drained()
             self._wait_for_those_that_run()
             self._await_poller()
+            self._pulse.stop()  # nothing is said behind the goodbye
             if not self._superseded.is_set():
                 self._say_bye()
         finally:
@@ -319,7 +320,9 @@ class Agent:
 
     def _run_step(self, journal: Journal, attempt: Attempt, release: Callable[[], None]) -> None:
         def completed() -> None:
-            if self._health.note_completion(journal.data.get("completion")):
+            has_image = not journal.phase.is_before(JournalPhase.CREATING) and "image_digest" in journal.data
+            tried = Tried(journal.step_id, str(journal.claim.get("image", "")), has_image)
+            if self._health.note_completion(journal.data.get("completion"), tried):
                 self._pulse.beat_soon()
             release()
 
