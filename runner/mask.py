@@ -21,7 +21,7 @@ LONGEST_NEEDLE = 1024
 LONG_SECRET = 4096
 SLICE_BYTES = 256 * 1024
 MANY_RUNS = 256  # in one slice; looking at it whole is quicker then
-LARGEST_DFA = 256 * 1024  # bytes of needles; the automaton takes some hundred times that
+LARGEST_DFA = 32 * 1024  # bytes of needles; the automaton takes some hundred times that
 
 BARE_IN_SHELL = frozenset(string.ascii_letters.encode() + string.digits.encode() + b"%+,-./:=@_")
 BARE_IN_SHELL |= frozenset(range(128, 256))
@@ -213,7 +213,9 @@ def _base64_forms(text: bytes, shift: int) -> set[bytes]:
         for width in (64, 76):
             lines = [padded[place : place + width] for place in range(0, len(padded), width)]
             if len(lines) > 1:
-                forms |= {b"\n".join(lines), b"\r\n".join(lines), *lines[:-1]}
+                # The lines of a long text cover it; what is left is the last one, which may be too short.
+                joined = lines if len(text) <= LONG_SECRET else lines[-2:]
+                forms |= {b"\n".join(joined), b"\r\n".join(joined), *lines[:-1]}
     return forms | {form.translate(bytes.maketrans(b"+/", b"-_")) for form in forms}
 
 

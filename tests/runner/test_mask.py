@@ -292,3 +292,19 @@ def test_needles_made_to_overlap_thousandfold_stay_fast():
 
     assert answer == b"***"
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.threat("G06")
+@pytest.mark.parametrize("width", [64, 76])
+def test_a_secret_as_large_as_may_be_costs_few_needles_and_shows_none_of_its_wrapped_lines(width):
+    secret = random.Random(7).randbytes(32 * 1024).hex().encode()[:-1]
+    encoded = base64.b64encode(secret).decode()
+    lines = [encoded[place : place + width] for place in range(0, len(encoded), width)]
+
+    needles = needles_for(secret)
+    masker = Masker(needles)
+    shown = masker.feed("\r\n".join(["before", *lines, "after"]).encode()) + masker.finish()
+
+    # The search is made while every other thread of the runner waits.
+    assert sum(map(len, needles)) < 15 * len(secret)
+    assert shown.translate(None, b"*\r\n") == b"beforeafter"
