@@ -7,20 +7,22 @@ whole queue into its own trouble. What runs goes on; the pause outlives a restar
 import json
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import structlog
 
 from runner.deadline import Deadline
 from runner.disk import DiskGuard
 from runner.durable import NO_ROOM, write_whole
+from runner.executor.images import registry_of
 from shared.reasons import Reason
 
 log = structlog.get_logger()
 
 IN_A_ROW: Final = 3
+MOST_STEPS: Final = 100
 FIRST_PAUSE_S: Final = 60.0
 LONGEST_PAUSE_S: Final = 900.0
 MOST_BYTES: Final = 64 * 1024
@@ -47,13 +49,40 @@ class Condition:
 
 
 @dataclass(frozen=True)
-class _Record:
-    """What is known of the latest attempts; `pause_s` is the length of the last pause."""
+class Tried:
+    """What was tried, by which it is told apart: many attempts of one step are one sign of trouble."""
 
-    failures: int = 0
+    step: str
+    image: str = ""
+    has_image: bool = False  # it got as far as having its image
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What is known of the latest attempts; `pause_s` is the length of the last pause.
+
+    A registry is the user's choice. Only when two of them cannot be reached is it the machine's network.
+    """
+
+    steps: tuple[str, ...] = ()
+    unpulled: tuple[tuple[str, str], ...] = ()  # steps whose image could not be pulled, and its registry
     pause_s: float = 0.0
     why: str = ""
     until: Deadline | None = None
+
+    @property
+    def signs(self) -> set[str]:
+        """The steps that speak against this machine."""
+        is_network = len({registry for _, registry in self.unpulled}) > 1
+        return {*self.steps, *(step for step, _ in self.unpulled if is_network)}
+
+    def with_failure(self, reason: str, tried: Tried) -> Self:
+        if reason == Reason.PULL_NETWORK:
+            pair = (tried.step, registry_of(tried.image.removeprefix("docker://")))
+            others = [one for one in self.unpulled if one != pair]
+            return replace(self, unpulled=(*others, pair)[-MOST_STEPS:])
+        steps = (*(one for one in self.steps if one != tried.step), tried.step)[-MOST_STEPS:]
+        return replace(self, steps=steps, unpulled=() if tried.has_image else self.unpulled)
 
     @property
     def left_s(self) -> float:
@@ -70,13 +99,13 @@ class Health:
         self._said = ""
         self._record = self._load()
 
-    def note_completion(self, completion: Mapping[str, Any] | None) -> bool:
+    def note_completion(self, completion: Mapping[str, Any] | None, tried: Tried) -> bool:
         """Learn from what was told of an attempt that has ended; True when a pause begins with it."""
         if not completion:
             return False
         reason = completion.get("reason")
         if reason in AGAINST_US:
-            return self._note_failure(str(reason))
+            return self._note_failure(str(reason), tried)
         if completion.get("status") == "success" or completion.get("exitCode") is not None:
             self._note_that_it_works(None if reason is None else str(reason))
         return False
@@ -108,20 +137,21 @@ class Health:
             log.info("steps_taken_again")
         return not hindrance
 
-    def _note_failure(self, reason: str) -> bool:
+    def _note_failure(self, reason: str, tried: Tried) -> bool:
         with self._lock:
             before = self._record
             if before.left_s > 0:
                 return False  # it was running when the pause began: the same trouble, not one more
-            failures = before.failures + 1
-            self._record = _Record(failures)
-            if failures >= IN_A_ROW:
+            self._record = now = replace(before.with_failure(reason, tried), why="", until=None)
+            failures = len(now.signs)
+            is_pause = failures >= IN_A_ROW and now.signs != before.signs
+            if is_pause:
                 pause_s = min(LONGEST_PAUSE_S, before.pause_s * 2) if before.pause_s else FIRST_PAUSE_S
-                why = f"{failures} attempts in a row failed because of this machine, the last one: {reason}"
-                self._record = _Record(failures, pause_s, why, Deadline.after(pause_s))
+                why = f"{failures} steps in a row failed because of this machine, the last one: {reason}"
+                self._record = replace(now, pause_s=pause_s, why=why, until=Deadline.after(pause_s))
                 log.warning("pause_begun", failures=failures, reason=reason, for_s=pause_s)
             self._save()
-            return failures >= IN_A_ROW
+            return is_pause
 
     def _note_that_it_works(self, reason: str | None) -> None:
         """A script that ran to its end, well or badly, shows that the machine is sound."""
@@ -136,7 +166,8 @@ class Health:
         """Best effort: the disk may be the very thing that fails."""
         record = self._record
         fields = {
-            "failures": record.failures,
+            "steps": record.steps,
+            "unpulled": record.unpulled,
             "pauseS": record.pause_s,
             "why": record.why,
             "until": None if record.until is None else record.until.record(),
@@ -155,7 +186,8 @@ class Health:
             pause_s = min(LONGEST_PAUSE_S, max(0.0, float(said["pauseS"])))
             until = said["until"]
             return _Record(
-                failures=max(0, int(said["failures"])),
+                steps=tuple(str(step) for step in said["steps"])[-MOST_STEPS:],
+                unpulled=tuple((str(step), str(host)) for step, host in said["unpulled"])[-MOST_STEPS:],
                 pause_s=pause_s,
                 why=str(said["why"]),
                 until=None if until is None else _not_longer(until, pause_s),

@@ -116,13 +116,18 @@ def repository_of(reference: str) -> str:
     return f"{head}{slash}{last.partition(':')[0]}"
 
 
+def registry_of(reference: str) -> str:
+    """The host it is pulled from."""
+    first, slash, _ = with_tag(reference).partition("/")
+    has_host = bool(slash) and ("." in first or ":" in first or first == "localhost")
+    return first if has_host else "docker.io"
+
+
 def spellings_of(reference: str) -> set[str]:
     """All ways to write it that mean the same image."""
     listed = with_tag(reference)
     names = {listed}
-    first, slash, _ = listed.partition("/")
-    has_host = bool(slash) and ("." in first or ":" in first or first == "localhost")
-    if not has_host:
+    if registry_of(reference) == "docker.io":
         names |= {f"docker.io/{listed}"}
-        names |= set() if slash else {f"library/{listed}", f"docker.io/library/{listed}"}
+        names |= set() if "/" in listed else {f"library/{listed}", f"docker.io/library/{listed}"}
     return names | {name.removesuffix(":latest") for name in names}

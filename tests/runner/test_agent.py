@@ -15,6 +15,7 @@ from runner.cli import make_agent
 from runner.client import Client
 from runner.errors import EngineUnavailable, StepError
 from runner.executor.base import Leftover
+from runner.health import Tried
 from runner.journal import Journal, JournalPhase, attempt_dir
 from runner.settings import Settings
 from runner.state_dir import Identity, PendingRequest, save_identity
@@ -265,8 +266,8 @@ def test_a_claim_that_arrives_when_the_pause_has_begun_goes_back(new_agent, coor
     agent = new_agent()
 
     def fail_meanwhile():
-        for _ in range(3):
-            agent._health.note_completion({"status": "failed", "reason": "disk_full"})
+        for number in range(3):
+            agent._health.note_completion({"status": "failed", "reason": "disk_full"}, Tried(str(number)))
         return httpx.Response(
             200, json={"claims": [a_claim(step_id="late").model_dump(mode="json", by_alias=True)]}
         )

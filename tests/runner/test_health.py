@@ -1,15 +1,18 @@
 """A machine that fails steps takes none for a while, and says so; one that works goes on."""
 
+import itertools
 import json
 import time
 
 import pytest
 
 from runner.disk import DiskGuard
-from runner.health import Condition, Health
+from runner.health import Condition, Health, Tried
 from tests.runner.state_folder import a_state_folder
 
 FAILED = {"status": "failed", "reason": "daemon_error"}
+NOT_PULLED = {"status": "failed", "reason": "pull_network"}
+STEPS = map(str, itertools.count())
 SUCCEEDED = {"status": "success", "exitCode": 0}
 
 
@@ -44,8 +47,14 @@ def new_health(state, clock):
     return new
 
 
-def fail(health, times=1, completion=FAILED):
-    return [health.note_completion(completion) for _ in range(times)]
+def fail(health, times=1, completion=FAILED, **tried):
+    """Each time another step."""
+    return [health.note_completion(completion, Tried(next(STEPS), **tried)) for _ in range(times)]
+
+
+def fail_to_pull(health, *images):
+    """Whether a pause began with the last of them, each of another step."""
+    return [fail(health, completion=NOT_PULLED, image=image) for image in images][-1] == [True]
 
 
 def test_three_failures_of_the_machine_in_a_row_pause_it_for_a_minute(new_health):
@@ -81,7 +90,7 @@ def test_one_script_that_ran_to_its_end_begins_the_count_anew(new_health, clock,
     fail(health, 4)
     clock.now += 1000
 
-    health.note_completion(proof)
+    health.note_completion(proof, Tried("works"))
     fail(health, 2)
 
     assert health.may_take_steps()
@@ -98,6 +107,37 @@ def test_what_says_nothing_of_the_machine_neither_counts_nor_clears(new_health, 
 
     assert health.may_take_steps()
     assert fail(health) == [True]
+
+
+def test_one_step_that_fails_again_and_again_pauses_nothing(new_health):
+    health = new_health()
+
+    began = [health.note_completion(FAILED, Tried("the-same")) for _ in range(10)]
+
+    assert not any(began)
+    assert new_health().may_take_steps()
+
+
+def test_one_registry_that_cannot_be_reached_pauses_nothing(new_health):
+    health = new_health()
+
+    assert not fail_to_pull(health, *(f"typo.invalid/app:{number}" for number in range(10)))
+    assert new_health().may_take_steps()
+
+
+@pytest.mark.parametrize("others", [["b.example/x", "app"], ["localhost:5000/x", "docker.io/app"]])
+def test_a_network_on_which_no_registry_is_reached_pauses(new_health, others):
+    assert fail_to_pull(new_health(), "a.example/x", *others)
+
+
+def test_a_pull_that_works_shows_that_the_network_does(new_health):
+    health = new_health()
+    fail_to_pull(health, "a.example/x", "a.example/y")
+    fail(health, has_image=True)
+
+    assert not fail_to_pull(health, "b.example/x")
+    assert health.may_take_steps()
+    assert fail_to_pull(health, "a.example/x")
 
 
 def test_steps_that_fail_while_it_pauses_do_not_make_the_pause_longer(new_health, clock):
