@@ -6,5 +6,5 @@ shared
 spares}
 > {durable, credentials, client, insistence, artifacts, layers, control, room}
 > {git, executor, journal, blobs, state_dir, cache, workspace, attempt, log_stream, health}
-> {source, lease, delivery} > means > {janitor, cleaning} > step_run > {agent, commands} > cli
+> {source, lease, delivery, vigil} > means > {janitor, cleaning} > step_run > {agent, commands} > cli
 """
