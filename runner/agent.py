@@ -16,6 +16,7 @@ from runner.cleaning import Cleaning
 from runner.client import Proof
 from runner.control import Standing
 from runner.errors import EngineUnavailable, LeaseLost, Refused, StepError, Unauthorized, Unreachable
+from runner.executor.images import registry_of
 from runner.health import Health, Tried
 from runner.insistence import insist
 from runner.janitor import Janitor
@@ -321,7 +322,8 @@ class Agent:
     def _run_step(self, journal: Journal, attempt: Attempt, release: Callable[[], None]) -> None:
         def completed() -> None:
             has_image = not journal.phase.is_before(JournalPhase.CREATING) and "image_digest" in journal.data
-            tried = Tried(journal.step_id, str(journal.claim.get("image", "")), has_image)
+            image = str(journal.claim.get("image", "")).removeprefix("docker://")
+            tried = Tried(journal.step_id, registry_of(image), has_image)
             if self._health.note_completion(journal.data.get("completion"), tried):
                 self._pulse.beat_soon()
             release()

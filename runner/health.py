@@ -16,7 +16,6 @@ import structlog
 from runner.deadline import Deadline
 from runner.disk import DiskGuard
 from runner.durable import NO_ROOM, write_whole
-from runner.executor.images import registry_of
 from shared.reasons import Reason
 
 log = structlog.get_logger()
@@ -53,7 +52,7 @@ class Tried:
     """What was tried, by which it is told apart: many attempts of one step are one sign of trouble."""
 
     step: str
-    image: str = ""
+    registry: str = ""  # where its image comes from
     has_image: bool = False  # it got as far as having its image
 
 
@@ -78,7 +77,7 @@ class _Record:
 
     def with_failure(self, reason: str, tried: Tried) -> Self:
         if reason == Reason.PULL_NETWORK:
-            pair = (tried.step, registry_of(tried.image.removeprefix("docker://")))
+            pair = (tried.step, tried.registry)
             others = [one for one in self.unpulled if one != pair]
             return replace(self, unpulled=(*others, pair)[-MOST_STEPS:])
         steps = (*(one for one in self.steps if one != tried.step), tried.step)[-MOST_STEPS:]

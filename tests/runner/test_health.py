@@ -7,6 +7,7 @@ import time
 import pytest
 
 from runner.disk import DiskGuard
+from runner.executor.images import registry_of
 from runner.health import Condition, Health, Tried
 from tests.runner.state_folder import a_state_folder
 
@@ -54,7 +55,9 @@ def fail(health, times=1, completion=FAILED, **tried):
 
 def fail_to_pull(health, *images):
     """Whether a pause began with the last of them, each of another step."""
-    return [fail(health, completion=NOT_PULLED, image=image) for image in images][-1] == [True]
+    return [fail(health, completion=NOT_PULLED, registry=registry_of(image)) for image in images][-1] == [
+        True
+    ]
 
 
 def test_three_failures_of_the_machine_in_a_row_pause_it_for_a_minute(new_health):
