@@ -528,6 +528,7 @@ def test_a_body_that_trickles_after_its_answer_is_cut(port: int) -> None:
     assert time.monotonic() - started < LIMITS.drain_s + 1
 
 
+@pytest.mark.threat("F05")
 @pytest.mark.threat("F07")
 def test_a_client_that_does_not_read_its_answer_is_cut(app: Starlette, port: int) -> None:
     app.state.left.clear()

@@ -1,5 +1,6 @@
 """Requests to the real coordinator that are too large, too slow, too deep, or can be read in two ways."""
 
+import contextlib
 import gzip
 import hashlib
 import itertools
@@ -414,6 +415,42 @@ def test_a_range_is_answered_as_the_standard_says(stack: Stack, artifact: str) -
 
 
 # Too slow
+
+
+@pytest.mark.threat("F05")
+def test_readers_of_a_log_that_take_nothing_cost_little_and_slow_nobody(stack: Stack) -> None:
+    held = held_step(stack)
+    line_of_log = b"x" * 1023 + b"\n"
+    assert held.append(0, line_of_log * 1024).status_code == 200
+    size = 1024 * len(line_of_log)
+    before = stack.coordinator.resident_bytes
+    stack.coordinator.forget_peak()
+    wish = f"GET /api/steps/{held.step_id}/log?follow=true HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    with contextlib.ExitStack() as stay:
+        for _ in range(200):
+            stalled = stay.enter_context(socket.socket())
+            stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            stalled.settimeout(20)
+            stalled.connect(("127.0.0.1", stack.port))
+            stalled.sendall(wish)
+        headers = {"Last-Event-ID": f"1:{size}"}
+        follow = f"http://127.0.0.1:{stack.port}/api/steps/{held.step_id}/log?follow=true"
+        reader = stay.enter_context(httpx.stream("GET", follow, headers=headers, timeout=20, trust_env=False))
+        heard = reader.iter_lines()
+        lags = []
+        for number in range(10):
+            news = f"line {number}\n".encode()
+            begun = time.monotonic()
+            assert held.append(size, news).status_code == 200
+            size += len(news)
+            while f"line {number}" not in next(heard):
+                pass
+            lags.append(time.monotonic() - begun)
+        grown = stack.coordinator.peak_bytes - before
+
+    assert held.complete("failed", exitCode=1, logSize=size).status_code == 200
+    assert max(lags) < 1, lags
+    assert grown < 50 * MIB, f"{grown // MIB} MiB"
 
 
 @pytest.mark.threat("F07")
