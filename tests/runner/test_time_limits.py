@@ -20,7 +20,6 @@ from tests.runner.test_step_run import attempt, coordinator, means, run, state, 
 
 # Where the runner asks for the time on the wall, and what for: nothing that ends, keeps or deletes work.
 ON_THE_WALL = {
-    "janitor.py": "compares with the times of files, which come from the same clock",
     "step_run.py": "tells people when a step began and ended",
 }
 
