@@ -181,4 +181,6 @@ def _is_ours(folder: Path) -> bool:
 def _is_in_memory(folder: Path) -> bool:
     place = folder.resolve()
     above = [mount for mount in list_mounts() if place.is_relative_to(mount.path)]
+    if not above:
+        return False  # in a changed root the file system below may not be listed
     return max(above, key=lambda mount: len(mount.path.parts)).kind in IN_MEMORY
