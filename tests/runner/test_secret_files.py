@@ -314,7 +314,7 @@ def test_a_place_on_no_listed_file_system_is_taken_for_a_disk(
     """In a changed root the system's list of mounts may lack the one that everything lies on."""
     refuse_mounts(monkeypatch)
     monkeypatch.setattr(secret_files, "SHARED_FOLDERS", (tmp_path,))
-    monkeypatch.setattr(secret_files, "list_mounts", lambda: [])
+    monkeypatch.setattr(secret_files, "list_mounts", list)
 
     with pytest.raises(StepError):
         SecretFiles(state, "r").place("attempt", {"A": "canary"}, for_any_user=False)
