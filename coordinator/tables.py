@@ -66,28 +66,28 @@ def table_of(row: type[SQLModel]) -> Table:
     return table
 
 
-def _moment(*, nullable: bool = True, index: bool = False) -> Any:
+def moment(*, nullable: bool = True, index: bool = False) -> Any:
     return Field(default=None, sa_column=Column(UtcDateTime, nullable=nullable, index=index))
 
 
-def _id() -> Any:
+def own_id() -> Any:
     return Field(sa_column=Column(String(36), primary_key=True))
 
 
-def _reference(table: str, *, index: bool = True, nullable: bool = False) -> Any:
+def reference(table: str, *, index: bool = True, nullable: bool = False) -> Any:
     column = Column(String(36), ForeignKey(f"{table}.id"), nullable=nullable, index=index)
     return Field(default=None, sa_column=column) if nullable else Field(sa_column=column)
 
 
-def _text(*, nullable: bool = True) -> Any:
+def long_text(*, nullable: bool = True) -> Any:
     return Field(default=None if nullable else "", sa_column=Column(Text, nullable=nullable))
 
 
-def _json(default: Any = None) -> Any:
+def json_field(default: Any = None) -> Any:
     return Field(default_factory=default or dict, sa_column=Column(JSON, nullable=False))
 
 
-def _only(condition: str) -> dict[str, Any]:
+def only_where(condition: str) -> dict[str, Any]:
     """An index of the few rows of which this is true costs the others nothing."""
     return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
 
@@ -96,28 +96,28 @@ class Tenant(Row, table=True):
     """Whose projects these are; `account` is the `accountId` of the Build Server API."""
 
     __tablename__ = "tenants"
-    id: str = _id()
+    id: str = own_id()
     account: str = Field(sa_column=Column(String(255), unique=True, nullable=False))
-    created_at: datetime = _moment(nullable=False)
+    created_at: datetime = moment(nullable=False)
 
 
 class Project(Row, table=True):
     """A named place for workflows and builds."""
 
     __tablename__ = "projects"
-    id: str = _id()
-    tenant_id: str = _reference("tenants")
+    id: str = own_id()
+    tenant_id: str = reference("tenants")
     name: str = Field(sa_column=Column(String(100), nullable=False))
-    repo_url: str | None = _text()
-    default_branch: str | None = _text()
+    repo_url: str | None = long_text()
+    default_branch: str | None = long_text()
     default_workflow_id: str | None = Field(default=None, sa_column=Column(String(36)))
     last_build_number: int = Field(default=0, sa_column=Column(Integer, nullable=False))
     retention: dict[str, int] | None = Field(
         default=None, sa_column=Column(JSON(none_as_null=True), nullable=True)
     )
-    created_at: datetime = _moment(nullable=False)
-    updated_at: datetime = _moment(nullable=False)
-    deleted_at: datetime | None = _moment()
+    created_at: datetime = moment(nullable=False)
+    updated_at: datetime = moment(nullable=False)
+    deleted_at: datetime | None = moment()
 
 
 class DockerImage(Row, table=True):
@@ -125,12 +125,12 @@ class DockerImage(Row, table=True):
 
     __tablename__ = "docker_images"
     __table_args__ = (UniqueConstraint("tenant_id", "slug"),)
-    id: str = _id()
-    tenant_id: str = _reference("tenants")
+    id: str = own_id()
+    tenant_id: str = reference("tenants")
     slug: str = Field(sa_column=Column(String(50), nullable=False, index=True))
-    image_url: str = _text(nullable=False)
+    image_url: str = long_text(nullable=False)
     public: bool = Field(default=False, nullable=False)
-    created_at: datetime = _moment(nullable=False)
+    created_at: datetime = moment(nullable=False)
 
 
 class ProjectSecret(Row, table=True):
@@ -141,27 +141,27 @@ class ProjectSecret(Row, table=True):
         Index("ix_project_secrets_name", "project_id", "name"),
         Index("ix_project_secrets_retired", "retired_at"),
     )
-    id: str = _id()
-    project_id: str = _reference("projects", index=False)
+    id: str = own_id()
+    project_id: str = reference("projects", index=False)
     name: str = Field(sa_column=Column(String(64), nullable=False))
     key_id: str = Field(sa_column=Column(String(16), nullable=False))
     sealed: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
-    created_at: datetime = _moment(nullable=False)
-    updated_at: datetime = _moment(nullable=False)
-    retired_at: datetime | None = _moment()
+    created_at: datetime = moment(nullable=False)
+    updated_at: datetime = moment(nullable=False)
+    retired_at: datetime | None = moment()
 
 
 class Workflow(Row, table=True):
     """A named list of steps; each change makes a new version."""
 
     __tablename__ = "workflows"
-    id: str = _id()
-    project_id: str = _reference("projects")
+    id: str = own_id()
+    project_id: str = reference("projects")
     name: str = Field(sa_column=Column(String(100), nullable=False))
     version: int = Field(default=1, sa_column=Column(Integer, nullable=False))
-    created_at: datetime = _moment(nullable=False)
-    updated_at: datetime = _moment(nullable=False)
-    deleted_at: datetime | None = _moment()
+    created_at: datetime = moment(nullable=False)
+    updated_at: datetime = moment(nullable=False)
+    deleted_at: datetime | None = moment()
 
 
 class WorkflowVersion(Row, table=True):
@@ -170,8 +170,8 @@ class WorkflowVersion(Row, table=True):
     __tablename__ = "workflow_versions"
     workflow_id: str = Field(sa_column=Column(String(36), ForeignKey("workflows.id"), primary_key=True))
     version: int = Field(sa_column=Column(Integer, primary_key=True, autoincrement=False))
-    steps: list[dict[str, Any]] = _json(list)
-    created_at: datetime = _moment(nullable=False)
+    steps: list[dict[str, Any]] = json_field(list)
+    created_at: datetime = moment(nullable=False)
 
 
 class WorkflowImage(Row, table=True):
@@ -192,36 +192,38 @@ class Build(Row, table=True):
         UniqueConstraint("project_id", "number"),
         Index("ix_builds_unfinished", "state", "id"),
     )
-    id: str = _id()
-    project_id: str = _reference("projects")
-    workflow_id: str = _reference("workflows")
+    id: str = own_id()
+    project_id: str = reference("projects")
+    workflow_id: str = reference("workflows")
     workflow_version: int = Field(sa_column=Column(Integer, nullable=False))
     number: int = Field(sa_column=Column(Integer, nullable=False))
     round: int = Field(default=1, sa_column=Column(Integer, nullable=False))
     state: str = Field(default=BuildState.QUEUED, sa_column=Column(String(12), nullable=False))
     reason: str | None = Field(default=None, sa_column=Column(String(32)))
-    repo_url: str | None = _text()
-    branch: str | None = _text()
+    repo_url: str | None = long_text()
+    branch: str | None = long_text()
     requested_commit: str | None = Field(default=None, sa_column=Column(String(64)))
     commit_hash: str | None = Field(default=None, sa_column=Column(String(64)))
-    commit_message: str | None = _text()
-    commit_author: str | None = _text()
+    commit_message: str | None = long_text()
+    commit_author: str | None = long_text()
     is_project_repository: bool = Field(default=False, nullable=False)
-    default_branch: str | None = _text()
+    default_branch: str | None = long_text()
+    retry_of: str | None = Field(default=None, sa_column=Column(String(36)))
     cancel_id: str | None = Field(default=None, sa_column=Column(String(36)))
-    cancel_requested_at: datetime | None = _moment()
+    cancel_requested_at: datetime | None = moment()
     timeout_s: int | None = Field(default=None, sa_column=Column(Integer))
-    deadline_at: datetime | None = _moment()
-    created_at: datetime = _moment(nullable=False)
-    started_at: datetime | None = _moment()
-    finished_at: datetime | None = _moment()
-    artifacts_expired_at: datetime | None = _moment()
+    deadline_at: datetime | None = moment()
+    created_at: datetime = moment(nullable=False)
+    updated_at: datetime | None = moment()
+    started_at: datetime | None = moment()
+    finished_at: datetime | None = moment()
+    artifacts_expired_at: datetime | None = moment()
     artifacts_expired_round: int = Field(
         default=0, sa_column=Column(Integer, nullable=False, server_default="0")
     )
-    logs_expired_at: datetime | None = _moment()
+    logs_expired_at: datetime | None = moment()
     logs_expired_round: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
-    expired_at: datetime | None = _moment()
+    expired_at: datetime | None = moment()
 
 
 class Step(Row, table=True):
@@ -232,18 +234,18 @@ class Step(Row, table=True):
         UniqueConstraint("build_id", "name", "round"),
         Index("ix_steps_queue", "state", "ready_at", "id"),
         Index("ix_steps_runner", "runner_id", "state"),
-        Index("ix_steps_queue_limit", "queue_limit_s", **_only("queue_limit_s IS NOT NULL")),
+        Index("ix_steps_queue_limit", "queue_limit_s", **only_where("queue_limit_s IS NOT NULL")),
     )
-    id: str = _id()
-    build_id: str = _reference("builds")
+    id: str = own_id()
+    build_id: str = reference("builds")
     project_id: str = Field(sa_column=Column(String(36), nullable=False))
     name: str = Field(sa_column=Column(String(100), nullable=False))
     round: int = Field(default=1, sa_column=Column(Integer, nullable=False))
     position: int = Field(sa_column=Column(Integer, nullable=False))
     rank: int = Field(sa_column=Column(Integer, nullable=False))
     state: str = Field(default=StepState.PENDING, sa_column=Column(String(12), nullable=False))
-    spec: dict[str, Any] = _json()
-    image_url: str = _text(nullable=False)
+    spec: dict[str, Any] = json_field()
+    image_url: str = long_text(nullable=False)
     label_count: int = Field(default=0, sa_column=Column(Integer, nullable=False))
     dependency_count: int = Field(default=0, sa_column=Column(Integer, nullable=False))
     exclusive: bool = Field(default=False, nullable=False)
@@ -254,20 +256,20 @@ class Step(Row, table=True):
     infra_retries: int = Field(default=0, sa_column=Column(Integer, nullable=False))
     user_retries: int = Field(default=0, sa_column=Column(Integer, nullable=False, server_default="0"))
     queue_limit_s: int | None = Field(default=None, sa_column=Column(Integer))
-    ready_at: datetime | None = _moment()
-    not_before: datetime | None = _moment()
-    claimed_at: datetime | None = _moment()
-    acked_at: datetime | None = _moment()
-    last_seen_at: datetime | None = _moment()
-    started_at: datetime | None = _moment()
-    deadline_at: datetime | None = _moment()
-    finished_at: datetime | None = _moment()
-    cancel_requested_at: datetime | None = _moment()
-    cancel_force_at: datetime | None = _moment()
+    ready_at: datetime | None = moment()
+    not_before: datetime | None = moment()
+    claimed_at: datetime | None = moment()
+    acked_at: datetime | None = moment()
+    last_seen_at: datetime | None = moment()
+    started_at: datetime | None = moment()
+    deadline_at: datetime | None = moment()
+    finished_at: datetime | None = moment()
+    cancel_requested_at: datetime | None = moment()
+    cancel_force_at: datetime | None = moment()
     cancel_reason: str | None = Field(default=None, sa_column=Column(String(32)))
     reason: str | None = Field(default=None, sa_column=Column(String(32)))
     exit_code: int | None = Field(default=None, sa_column=Column(Integer))
-    image_digest: str | None = _text()
+    image_digest: str | None = long_text()
     log_size: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
 
 
@@ -301,21 +303,21 @@ class StepAttempt(Row, table=True):
     request_id: str | None = Field(default=None, sa_column=Column(String(64)))
     outcome: str | None = Field(default=None, sa_column=Column(String(12)))
     reason: str | None = Field(default=None, sa_column=Column(String(32)))
-    detail: str | None = _text()
+    detail: str | None = long_text()
     exit_code: int | None = Field(default=None, sa_column=Column(Integer))
     oom: bool = Field(default=False, nullable=False)
-    image_digest: str | None = _text()
-    output_paths: list[str] = _json(list)
-    secret_ids: str | None = _text()
+    image_digest: str | None = long_text()
+    output_paths: list[str] = json_field(list)
+    secret_ids: str | None = long_text()
     log_size: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     log_sha256: str | None = Field(default=None, sa_column=Column(String(64)))
     log_state: str = Field(default="open", sa_column=Column(String(12), nullable=False))
-    claimed_at: datetime = _moment(nullable=False)
-    started_at: datetime | None = _moment()
-    finished_at: datetime | None = _moment()
-    term_at: datetime | None = _moment()
-    dead_at: datetime | None = _moment()
-    cleaned_at: datetime | None = _moment()
+    claimed_at: datetime = moment(nullable=False)
+    started_at: datetime | None = moment()
+    finished_at: datetime | None = moment()
+    term_at: datetime | None = moment()
+    dead_at: datetime | None = moment()
+    cleaned_at: datetime | None = moment()
     leftovers: list[str] | None = Field(default=None, sa_column=Column(JSON(none_as_null=True)))
 
 
@@ -323,9 +325,9 @@ class Cancel(Row, table=True):
     """The receipt of a cancellation; the build names the latest of its own."""
 
     __tablename__ = "cancels"
-    id: str = _id()
+    id: str = own_id()
     build_id: str = Field(sa_column=Column(String(36), nullable=False, index=True))
-    requested_at: datetime = _moment(nullable=False)
+    requested_at: datetime = moment(nullable=False)
 
 
 class CancelStep(Row, table=True):
@@ -348,7 +350,7 @@ class LogAppend(Row, table=True):
     attempt: int = Field(sa_column=Column(Integer, nullable=False))
     offset: int = Field(sa_column=Column("byte_offset", BigInteger, nullable=False))
     length: int = Field(sa_column=Column("byte_length", BigInteger, nullable=False))
-    at: datetime = _moment(nullable=False)
+    at: datetime = moment(nullable=False)
 
 
 class Blob(Row, table=True):
@@ -359,8 +361,8 @@ class Blob(Row, table=True):
     project_id: str = Field(sa_column=Column(String(36), ForeignKey("projects.id"), primary_key=True))
     sha256: str = Field(sa_column=Column(String(64), primary_key=True))
     size: int = Field(sa_column=Column(BigInteger, nullable=False))
-    created_at: datetime = _moment(nullable=False)
-    unused_since: datetime | None = _moment()
+    created_at: datetime = moment(nullable=False)
+    unused_since: datetime | None = moment()
 
 
 class Artifact(Row, table=True):
@@ -372,17 +374,17 @@ class Artifact(Row, table=True):
         Index("ix_artifacts_blob", "build_id", "sha256"),
         Index("ix_artifacts_sha256", "sha256"),
     )
-    id: str = _id()
-    build_id: str = _reference("builds", index=False)
-    step_id: str = _reference("steps", index=False)
+    id: str = own_id()
+    build_id: str = reference("builds", index=False)
+    step_id: str = reference("steps", index=False)
     attempt: int = Field(sa_column=Column(Integer, nullable=False))
-    path: str = _text(nullable=False)
+    path: str = long_text(nullable=False)
     type: str = Field(sa_column=Column(String(12), nullable=False))
     mode: int = Field(sa_column=Column(Integer, nullable=False))
     size: int = Field(sa_column=Column(BigInteger, nullable=False))
     sha256: str = Field(sa_column=Column(String(64), nullable=False))
-    target: str = _text(nullable=False)
-    created_at: datetime = _moment(nullable=False)
+    target: str = long_text(nullable=False)
+    created_at: datetime = moment(nullable=False)
 
 
 class Tombstone(Row, table=True):
@@ -390,29 +392,35 @@ class Tombstone(Row, table=True):
 
     __tablename__ = "tombstones"
     __table_args__ = (Index("ix_tombstones_age", "expired_at"),)
-    id: str = _id()
+    id: str = own_id()
     kind: str = Field(sa_column=Column(String(12), nullable=False))
     project_id: str = Field(sa_column=Column(String(36), nullable=False))
-    expired_at: datetime = _moment(nullable=False)
+    expired_at: datetime = moment(nullable=False)
 
 
 class ClockMark(Row, table=True):
     """Where a coordinator's clock stood when so much time had passed since that boot of its machine."""
 
     __tablename__ = "clock_marks"
-    boot_id: str = _id()
+    boot_id: str = own_id()
     passed_ns: int = Field(sa_column=Column(BigInteger, nullable=False))
-    at: datetime = _moment(nullable=False)
+    at: datetime = moment(nullable=False)
 
 
 class Runner(Row, table=True):
     """A machine that takes steps; known by its secret alone."""
 
     __tablename__ = "runners"
-    id: str = _id()
+    id: str = own_id()
     name: str = Field(sa_column=Column(String(100), nullable=False))
     secret_hash: bytes = Field(sa_column=Column(LargeBinary(32), unique=True, nullable=False))
-    labels: list[str] = _json(list)
+    former_secret_hash: bytes | None = Field(
+        default=None, sa_column=Column(LargeBinary(32), unique=True, nullable=True)
+    )
+    rotate_requested_at: datetime | None = moment()
+    tenant_id: str | None = reference("tenants", nullable=True)
+    enrolment_token_id: str | None = Field(default=None, sa_column=Column(String(36)))
+    labels: list[str] = json_field(list)
     platform: str = Field(default="", sa_column=Column(String(64), nullable=False))
     version: str = Field(default="", sa_column=Column(String(64), nullable=False))
     session: str | None = Field(default=None, sa_column=Column(String(64)))
@@ -420,23 +428,31 @@ class Runner(Row, table=True):
     draining: bool = Field(default=False, nullable=False)
     disk_free: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     low_disk: bool = Field(default=False, sa_column=Column(Boolean, nullable=False, server_default=false()))
-    paused_until: datetime | None = _moment()
+    paused_until: datetime | None = moment()
     pause_reason: str = Field(default="", sa_column=Column(String(200), nullable=False, server_default=""))
-    created_at: datetime = _moment(nullable=False)
-    last_seen_at: datetime | None = _moment()
-    revoked_at: datetime | None = _moment()
+    created_at: datetime = moment(nullable=False)
+    last_seen_at: datetime | None = moment()
+    revoked_at: datetime | None = moment()
 
 
 class AuditLog(Row, table=True):
     """What was changed, by whom; written in the change's own transaction, never altered."""
 
     __tablename__ = "audit_logs"
-    __table_args__ = (Index("ix_audit_logs_project", "project_id", "id"),)
-    id: str = _id()
+    __table_args__ = (
+        Index("ix_audit_logs_project", "project_id", "id"),
+        Index("ix_audit_logs_chain", "chain", "seq", unique=True, **only_where("seq IS NOT NULL")),
+        Index("ix_audit_logs_unsealed", "id", **only_where("seq IS NULL")),
+        Index("ix_audit_logs_tenant", "tenant_id", "id"),
+    )
+    id: str = own_id()
     tenant_id: str | None = Field(default=None, sa_column=Column(String(36)))
     project_id: str | None = Field(default=None, sa_column=Column(String(36)))
     action: str = Field(sa_column=Column(String(64), nullable=False, index=True))
     actor: str = Field(sa_column=Column(String(128), nullable=False))
     address: str = Field(default="", sa_column=Column(String(64), nullable=False))
-    details: dict[str, Any] = _json()
-    created_at: datetime = _moment(nullable=False)
+    details: dict[str, Any] = json_field()
+    created_at: datetime = moment(nullable=False)
+    chain: str | None = Field(default=None, sa_column=Column(String(36)))
+    seq: int | None = Field(default=None, sa_column=Column(BigInteger))
+    hash: bytes | None = Field(default=None, sa_column=Column(LargeBinary(32)))

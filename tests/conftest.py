@@ -13,6 +13,7 @@ from anyio.from_thread import BlockingPortal, start_blocking_portal
 from sqlmodel import Session
 from starlette.applications import Starlette
 
+from coordinator import access_tables  # noqa: F401 - its rows belong to the schema
 from coordinator.api.state import AppState
 from coordinator.app import create_app
 from coordinator.settings import Settings

@@ -2,6 +2,7 @@
 
 from alembic import context
 
+from coordinator import access_tables  # noqa: F401 - its rows belong to the schema
 from coordinator.tables import Row
 
 connection = context.config.attributes["connection"]
