@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from runner.mounts import mounts_below, unmount
 
 MODES = ("overlay", "copy")
 NOBODY = 65534
+FETCHED_S = 20.0
 
 
 @contextmanager
@@ -24,9 +26,17 @@ def a_state_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
+        _await_fetches()
         for mount in mounts_below(folder):
             unmount(mount)
         shutil.rmtree(folder)
+
+
+def _await_fetches() -> None:
+    """A step that is told to stop does not wait for git, which tidies up here when it has ended."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("work-"):
+            thread.join(FETCHED_S)
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount and change users")
