@@ -97,15 +97,6 @@ def _fail(tx: Session, step: Any, reason: Reason, detail: str | None, *, now: da
     attempts.change_attempt(
         tx, step.id, step.attempt, outcome=StepState.FAILED, reason=reason, detail=detail, finished_at=now
     )
-    audit.record(
-        tx,
-        SYSTEM,
-        "step.finished",
-        now=now,
-        project_id=step.project_id,
-        stepId=step.id,
-        attempt=step.attempt,
-        state=str(StepState.FAILED),
-        reason=str(reason),
-    )
+    about = {"state": str(StepState.FAILED), "reason": str(reason)}
+    audit.record_step(tx, SYSTEM, "step.finished", step, now=now, **about)
     settle_build(tx, step.build_id, [step.id], reason=reason, now=now)
