@@ -84,15 +84,7 @@ def store_log(
         path = site.logs.path(step.build_id, step.id, step.attempt)
         site.logs.write(path, size, kept)
         _set_size(tx, step, size + len(kept), now=now)
-        logs.insert_append(
-            tx,
-            build_id=step.build_id,
-            step_id=step.id,
-            attempt=step.attempt,
-            offset=size,
-            length=len(kept),
-            now=now,
-        )
+        logs.insert_append(tx, step, offset=size, length=len(kept), now=now)
     if is_full:
         attempts.change_attempt(tx, step.id, step.attempt, log_state="truncated")
     return Appended(size + len(kept), action, is_full)
@@ -128,15 +120,7 @@ def record_unended(tx: Session, step: Any, sizes: tuple[int, int], *, now: datet
     """That line counts from now on."""
     size, whole = sizes
     if whole > size:
-        logs.insert_append(
-            tx,
-            build_id=step.build_id,
-            step_id=step.id,
-            attempt=step.attempt,
-            offset=size,
-            length=whole - size,
-            now=now,
-        )
+        logs.insert_append(tx, step, offset=size, length=whole - size, now=now)
 
 
 def forget_log(tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof) -> None:

@@ -16,18 +16,16 @@ _LAST = select(func.max(APPENDS.c.seq)).where(APPENDS.c.build_id == given(APPEND
 _INSERT = insert(APPENDS)
 
 
-def insert_append(
-    tx: Session, *, build_id: str, step_id: str, attempt: int, offset: int, length: int, now: datetime
-) -> None:
-    """The next piece of this build's log; the caller holds the build's row."""
-    last = tx.connection().execute(_LAST, {"the_build_id": build_id})
+def insert_append(tx: Session, step: Any, *, offset: int, length: int, now: datetime) -> None:
+    """The next piece of a build's log, from this attempt; the caller holds the build's row."""
+    last = tx.connection().execute(_LAST, {"the_build_id": step.build_id})
     tx.connection().execute(
         _INSERT,
         {
-            "build_id": build_id,
+            "build_id": step.build_id,
             "seq": (last.scalar_one() or 0) + 1,
-            "step_id": step_id,
-            "attempt": attempt,
+            "step_id": step.id,
+            "attempt": step.attempt,
             "byte_offset": offset,
             "byte_length": length,
             "at": now,
