@@ -1,5 +1,6 @@
 """Runners, known by the digest of their secret."""
 
+import functools
 from datetime import datetime
 from typing import Any
 
@@ -10,7 +11,7 @@ from sqlmodel import Session, col, select
 
 from coordinator.store.lane_session import needs_locks
 from coordinator.store.prepared import Found, Prepared
-from coordinator.store.statements import given
+from coordinator.store.statements import as_new, given, new_values
 from coordinator.tables import Runner, table_of
 
 RUNNERS = table_of(Runner)
@@ -47,5 +48,11 @@ def list_runners(tx: Session) -> list[Runner]:
 
 
 def change_runner(tx: Session, runner_id: str, *, now: datetime, **values: Any) -> None:
-    statement = update(RUNNERS).where(RUNNERS.c.id == runner_id).values(last_seen_at=now, **values)
-    tx.connection().execute(statement)
+    values = {"last_seen_at": now, **values}
+    _change(tuple(values)).run(tx, {"the_id": runner_id} | as_new(values))
+
+
+@functools.cache
+def _change(names: tuple[str, ...]) -> Prepared:
+    changing = update(RUNNERS).where(RUNNERS.c.id == given(RUNNERS.c.id))
+    return Prepared(changing.values(new_values(RUNNERS, names)))
