@@ -9,21 +9,29 @@ from importlib.metadata import PackageNotFoundError, version
 
 import structlog
 from starlette.applications import Starlette
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coordinator.api.auth import Doorkeeper
 from coordinator.api.build_server.routes import ENDPOINTS
 from coordinator.api.build_server.runner_routes import ENDPOINTS as RUNNER_ENDPOINTS
 from coordinator.api.dispatch import Application, TreeRouter
 from coordinator.api.endpoint import routes_of
+from coordinator.api.executions.operations import PREFIX as EXECUTIONS
+from coordinator.api.executions.problems import executions_form
 from coordinator.api.guards import CanonicalPath, SameOrigin, SecurityHeaders, TrustedHost
 from coordinator.api.openapi import specification
 from coordinator.api.plain import PLAIN_ENDPOINTS
-from coordinator.api.problems import refusal
+from coordinator.api.problems import Refusal, build_server_form
 from coordinator.api.state import AppState
 from coordinator.bell import Bell
 from coordinator.chores import do_chores
-from coordinator.keys import UnusableKeys, load_credentials, load_lease_key, load_secret_keys
+from coordinator.keys import (
+    UnusableKeys,
+    load_access_tokens,
+    load_credentials,
+    load_lease_key,
+    load_secret_keys,
+)
 from coordinator.settings import Settings
 from coordinator.site import Site
 from coordinator.store.blob_files import BlobFiles
@@ -84,8 +92,7 @@ def create_app(
                 opened.dispose()
 
     routes = routes_of(ALL_ENDPOINTS, state, Doorkeeper(state))
-    nothing = refusal(404, "not_found", "there is nothing at this path")
-    app = Application(TreeRouter(routes, default=nothing, lifespan=lifespan))
+    app = Application(TreeRouter(routes, default=_nothing_there, lifespan=lifespan))
     app.state.coordinator = state
     _add_guards(app, settings)
     return app
@@ -98,6 +105,7 @@ def _make_state(settings: Settings, lanes: Lanes, clock: Clock) -> AppState:
         settings=settings,
         lease_key=load_lease_key(settings.data),
         secret_keys=load_secret_keys(settings.data, lanes.write_and_wait(list_key_ids)),
+        access_tokens=load_access_tokens(settings.data),
         logs=LogFiles(settings.data / "logs"),
         blobs=BlobFiles(settings.data / "blobs"),
         default_tenant_id=tenant,
@@ -127,6 +135,13 @@ def _add_guards(app: Starlette, settings: Settings) -> None:
     app.add_middleware(SecurityHeaders)
 
 
+async def _nothing_there(scope: Scope, receive: Receive, send: Send) -> None:
+    answer = _refuse(scope, 404, "not_found", "there is nothing at this path")
+    await answer(scope, receive, send)
+
+
 def _refuse(scope: Scope, status: int, code: str, sentence: str) -> ASGIApp:
-    """Errors before any route: in the form of the Build Server API, whose prefix is the only one here."""
-    return refusal(status, code, sentence)
+    """Errors before any route: in the form of the surface whose prefix the path has."""
+    is_execution = scope["path"] == EXECUTIONS or scope["path"].startswith(f"{EXECUTIONS}/")
+    form = executions_form if is_execution else build_server_form
+    return form(Refusal(status, code, sentence))

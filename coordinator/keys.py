@@ -7,16 +7,18 @@ import stat
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from coordinator.access_tokens import AccessTokens
 from coordinator.api.state import Credentials
 from coordinator.sealing import SecretKeys
 
 KEY_BYTES = 32
 SECRETS_KEY = "secrets-key"
+TOKEN_KEYS = "token-keys"  # noqa: S105 - a file name
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
 class UnusableKeys(Exception):
-    """The key file of the projects' secrets is not the one that is needed; the message says the remedy."""
+    """A key file is not the one that is needed, or no good; the message says the remedy."""
 
 
 def load_lease_key(data: Path) -> bytes:
@@ -42,12 +44,7 @@ def load_secret_keys(data: Path, needed: Collection[str]) -> SecretKeys:
         raise UnusableKeys(
             f"{path} is missing, and nothing else opens the stored secrets: put it back from a backup"
         )
-    lines = _load(data, SECRETS_KEY, lambda: secrets.token_hex(KEY_BYTES)).split()
-    if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise UnusableKeys(f"{path} holds keys that others may read: chmod 600 {path}")
-    if not lines or not all(_KEY.fullmatch(line) for line in lines):
-        raise UnusableKeys(f"{path} must hold keys of 64 hexadecimal digits, one per line: put it back")
-    keys = SecretKeys([bytes.fromhex(line) for line in lines])
+    keys = SecretKeys(_load_keys(data, SECRETS_KEY))
     missing = sorted(set(needed) - set(keys.ids))
     if missing:
         raise UnusableKeys(
@@ -55,6 +52,29 @@ def load_secret_keys(data: Path, needed: Collection[str]) -> SecretKeys:
             "the one they were sealed with, or a line of it was removed too early"
         )
     return keys
+
+
+def load_access_tokens(data: Path) -> AccessTokens:
+    """What signs the tokens of users: the first key of the file; the others only verify."""
+    keys = _load_keys(data, TOKEN_KEYS)
+    try:
+        return AccessTokens(keys)
+    except ValueError as error:
+        path = data / "keys" / TOKEN_KEYS
+        raise UnusableKeys(
+            f"{path} holds a key that can be guessed: {error}; remove the file, and the next start makes one"
+        ) from error
+
+
+def _load_keys(data: Path, name: str) -> list[bytes]:
+    """Keys of 32 bytes in hexadecimal digits, one per line; made at the first start."""
+    path = data / "keys" / name
+    lines = _load(data, name, lambda: secrets.token_hex(KEY_BYTES)).split()
+    if stat.S_IMODE(path.stat().st_mode) & 0o077:
+        raise UnusableKeys(f"{path} holds keys that others may read: chmod 600 {path}")
+    if not lines or not all(_KEY.fullmatch(line) for line in lines):
+        raise UnusableKeys(f"{path} must hold keys of 64 hexadecimal digits, one per line: put it back")
+    return [bytes.fromhex(line) for line in lines]
 
 
 def _load(data: Path, name: str, make: Callable[[], str]) -> str:

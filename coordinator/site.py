@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from coordinator.access_tokens import AccessTokens
 from coordinator.sealing import SecretKeys
 from coordinator.settings import Settings
 from coordinator.store.blob_files import BlobFiles
@@ -17,6 +18,7 @@ class Site:
     settings: Settings
     lease_key: bytes
     secret_keys: SecretKeys
+    access_tokens: AccessTokens
     logs: LogFiles
     blobs: BlobFiles
     default_tenant_id: str | None

@@ -37,6 +37,7 @@ def _checked(text: str, field: str, maximum: int) -> str:
 def _tenant_for(tx: Session, caller: Caller, account: str, *, now: datetime) -> Tenant:
     found = tenants.find_tenant(tx, account)
     if found is not None and caller.may_see_tenant(found.id):
+        caller.require_in(found.id)
         return found
     if not caller.sees_all_tenants:
         raise Denied("this account is not yours")

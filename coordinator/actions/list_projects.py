@@ -12,4 +12,5 @@ def list_projects(tx: Session, caller: Caller, *, account: str) -> list[tuple[Pr
     tenant = tenants.find_tenant(tx, account)
     if tenant is None or not caller.may_see_tenant(tenant.id):
         return []
+    caller.require_in(tenant.id)
     return [(project, tenant.account) for project in projects.list_projects(tx, tenant.id)]

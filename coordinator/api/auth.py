@@ -3,12 +3,15 @@
 import hmac
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from coordinator.actions.register_runner import secret_hash
+from coordinator.api.identify import Identities, caller_of, tenant_header
 from coordinator.api.state import AppState
-from coordinator.errors import Unauthenticated
-from coordinator.rules.access import Audience, Caller
+from coordinator.errors import Denied, Unauthenticated
+from coordinator.rules.access import Audience, Caller, Policy, Scope
 from coordinator.store.runners import find_runner_by_secret
+from coordinator.store.tenants import has_tenant
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -22,27 +25,49 @@ class Doorkeeper:
 
     def __init__(self, state: AppState) -> None:
         self._state = state
+        self.identities = Identities(state)
         self._known: dict[bytes, tuple[str, float]] = {}
 
-    async def admit(self, audience: Audience, headers: Headers, address: str) -> Caller:
-        """The caller of a route for this audience, or Unauthenticated."""
+    async def admit(
+        self, policy: Policy, headers: Headers, address: str, *, needs_credential: bool = False
+    ) -> Caller:
+        """The caller of a route, or Unauthenticated, Invalid for its tenant header, or Denied.
+
+        `needs_credential`: also where access is open.
+        """
+        audience = policy.audience
         if audience is Audience.ANYONE:
             return Caller(actor="anyone", audience=audience, address=address)
         if audience is Audience.RUNNER:
             return await self._runner(headers, address)
         if audience is Audience.STEP and _has(headers, b"x-attempt"):
             return await self._runner(headers, address)
-        is_open = self._state.settings.auth == "open"
-        if is_open and not (audience is Audience.ENROLMENT and _has(headers, b"authorization")):
-            return Caller(actor="local", audience=Audience.USER, address=address)
-        return self._holder_of_token(audience, headers, address)
+        if audience is Audience.ENROLMENT:
+            return await self._enrolling(headers, address)
+        if self._state.settings.auth == "open" and not needs_credential:
+            local = Caller(actor="local", audience=Audience.USER, address=address)
+            return await self._about(local, tenant_header(headers, is_required=False))
+        identity = await self.identities.of_token(bearer_token(headers))
+        tenant_id = tenant_header(headers, is_required=policy.scope is Scope.HEADER)
+        caller = caller_of(identity, policy, tenant_id, address)
+        return await self._about(caller, tenant_id) if caller.is_operator else caller
 
-    def _holder_of_token(self, audience: Audience, headers: Headers, address: str) -> Caller:
+    async def _about(self, caller: Caller, tenant_id: str | None) -> Caller:
+        """The operator, who belongs to no tenant, speaks of the one that is named."""
+        if tenant_id is None:
+            return caller
+        if not await self._state.lanes.read(lambda tx: has_tenant(tx, tenant_id)):
+            raise Denied("you are not a member of this tenant")
+        return replace(caller, tenant_id=tenant_id)
+
+    async def _enrolling(self, headers: Headers, address: str) -> Caller:
+        if self._state.settings.auth == "open" and not _has(headers, b"authorization"):
+            return Caller(actor="local", audience=Audience.USER, address=address)
         token = bearer_token(headers)
         credentials = self._state.credentials
         if _equal(token, credentials.admin_token):
             return Caller(actor="admin", audience=Audience.USER, address=address)
-        if audience is Audience.ENROLMENT and _equal(token, credentials.registration_token):
+        if _equal(token, credentials.registration_token):
             return Caller(actor="registration-token", audience=Audience.ENROLMENT, address=address)
         raise Unauthenticated("this token is not known")
 

@@ -19,7 +19,7 @@ from coordinator.actions.leased_step import LeaseProof
 from coordinator.api import guards, strict_json
 from coordinator.api.auth import Doorkeeper
 from coordinator.api.denials import Denials
-from coordinator.api.problems import problem, refusal, status_of, unreadable
+from coordinator.api.problems import Form, Refusal, build_server_form, refusal_of
 from coordinator.api.state import AppState
 from coordinator.errors import CoordinatorError, ForeignLease, Invalid
 from coordinator.rules.access import Audience, Caller, Policy
@@ -65,6 +65,8 @@ class Endpoint:
     body_limit: int = MAX_BODY
     is_contract: bool = False
     parameters: Mapping[str, str] = field(default_factory=dict)
+    form: Form = build_server_form
+    needs_credential: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,8 +180,9 @@ class _PathApp:
         endpoint = self._methods.get(scope["method"])
         if endpoint is None:
             allowed = {"Allow": ", ".join(sorted(self._methods))}
-            answer: ASGIApp = refusal(
-                405, "method_not_allowed", "this path does not take this method", headers=allowed
+            form = next(iter(self._methods.values())).form
+            answer: ASGIApp = form(
+                Refusal(405, "method_not_allowed", "this path does not take this method", headers=allowed)
             )
         else:
             answer = await self._answer(endpoint, Request(scope, receive, send))
@@ -189,19 +192,23 @@ class _PathApp:
         address = request.scope["client"][0] if request.scope.get("client") else ""
         caller = Caller(actor="unknown", audience=Audience.ANYONE, address=address)
         try:
-            caller = await self._doorkeeper.admit(endpoint.policy.audience, request.scope["headers"], address)
+            caller = await self._doorkeeper.admit(
+                endpoint.policy,
+                request.scope["headers"],
+                address,
+                needs_credential=endpoint.needs_credential,
+            )
             return await endpoint.handler(await self._call(endpoint, request, caller))
-        except CoordinatorError as error:
-            status = status_of(error)
-            if status in (401, 403) or isinstance(error, ForeignLease):
-                await self._denials.write_down(caller, endpoint.method, endpoint.path, status)
-            return problem(error)
-        except guards.UnreadableBody as error:
-            return unreadable(error)
+        except (CoordinatorError, guards.UnreadableBody) as error:
+            refused = refusal_of(error)
+            if refused.status in (401, 403) or isinstance(error, ForeignLease):
+                await self._denials.write_down(caller, endpoint.method, endpoint.path, refused.status)
+            return endpoint.form(refused)
         except Exception:
             # the last line of defence: the cause goes to our log, the caller gets no trace of it
             log.exception("unexpected", method=endpoint.method, path=endpoint.path)
-            return refusal(500, "internal", "something went wrong here; the coordinator's log has the cause")
+            sentence = "something went wrong here; the coordinator's log has the cause"
+            return endpoint.form(Refusal(500, "internal", sentence))
 
     async def _call(self, endpoint: Endpoint, request: Request, caller: Caller) -> Call:
         query = _read_query(endpoint, request.scope)

@@ -10,11 +10,11 @@ from coordinator.api.build_server.operations import error, operation
 from coordinator.api.build_server.shapes import Health
 from coordinator.api.endpoint import Answer, Call, Endpoint, json_answer
 from coordinator.errors import Unavailable
-from coordinator.rules.access import Audience, Policy
+from coordinator.rules.access import Audience, Policy, Scope
 from coordinator.store.health import is_answering
 
 _ANYONE = Policy(Audience.ANYONE, "health:read")
-_WATCHER = Policy(Audience.USER, "metrics:read")
+_WATCHER = Policy(Audience.USER, "metrics:read", Scope.INSTALLATION)
 _READER = Policy(Audience.ANYONE, "specification:read")
 
 

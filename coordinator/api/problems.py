@@ -1,7 +1,8 @@
 """Which refusal answers with which status, in one table, and what the Build Server API says about it."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.responses import Response
@@ -42,8 +43,26 @@ def status_of(error: CoordinatorError) -> int:
     return 500
 
 
-def problem(error: CoordinatorError) -> Response:
-    """The answer of the Build Server API to this refusal."""
+@dataclass(frozen=True)
+class Refusal:
+    """What there is to say when a request is refused; each surface has its own form for it."""
+
+    status: int
+    code: str
+    sentence: str
+    details: tuple[Fault, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Form = Callable[[Refusal], Response]
+
+
+def refusal_of(error: CoordinatorError | guards.UnreadableBody) -> Refusal:
+    """What there is to say of this error."""
+    if isinstance(error, guards.UnreadableBody):
+        status, code = _UNREADABLE[type(error)]
+        return Refusal(status, code, str(error))
     status = status_of(error)
     extra = {name: value for name in ("size", "limit") if (value := getattr(error, name, None)) is not None}
     headers = {}
@@ -55,13 +74,19 @@ def problem(error: CoordinatorError) -> Response:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, errors.RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size}"
-    return refusal(status, error.code, error.message, error.details, extra, headers)
+    return Refusal(status, error.code, error.message, error.details, extra, headers)
 
 
-def unreadable(error: guards.UnreadableBody) -> Response:
-    """The answer to a body that cannot be had."""
-    status, code = _UNREADABLE[type(error)]
-    return refusal(status, code, str(error))
+def build_server_form(refused: Refusal) -> Response:
+    """The form of the Build Server API, and of everything that belongs to no surface."""
+    return refusal(
+        refused.status,
+        refused.code,
+        refused.sentence,
+        refused.details,
+        dict(refused.extra),
+        dict(refused.headers),
+    )
 
 
 def refusal(

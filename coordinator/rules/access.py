@@ -1,7 +1,10 @@
 """Who is calling, and may they do this. Every route declares its policy; there is no default."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+
+from coordinator.errors import Denied
 
 
 class Audience(StrEnum):
@@ -14,19 +17,37 @@ class Audience(StrEnum):
     STEP = "step"
 
 
+class Scope(StrEnum):
+    """What decides about which tenant a request of a user is."""
+
+    NOTHING = "nothing"
+    """It is about none: the caller itself, or what is public."""
+    INSTALLATION = "installation"
+    """It is about all of them: for the operator only."""
+    RESOURCE = "resource"
+    """The tenant is that of the project, build, image or account that is named."""
+    TENANT = "tenant"
+    """The header chooses; a member of only one tenant need not."""
+    HEADER = "header"
+    """The header chooses and is a must."""
+
+
 @dataclass(frozen=True)
 class Policy:
-    """What a route demands of its caller: the audience and one permission of the documented set."""
+    """What a route demands of its caller: the audience, one permission of the documented set, the scope."""
 
     audience: Audience
     permission: str
+    scope: Scope = Scope.NOTHING
 
 
 @dataclass(frozen=True)
 class Caller:
     """Who is calling, known by the credential alone.
 
-    `tenant_id` None means: not bound to one (the local user, the administrator). `address` is the peer's.
+    `tenant_id` is the one that the request is about, where the credential or the header has settled that.
+    `grants` are the permissions in each tenant the caller belongs to; None means: everything, everywhere (the
+    local user, the operator). `permission` is the one that the route asks for. `address` is the peer's.
     """
 
     actor: str
@@ -34,13 +55,31 @@ class Caller:
     address: str = ""
     tenant_id: str | None = None
     runner_id: str | None = None
+    user_id: str | None = None
+    grants: Mapping[str, frozenset[str]] | None = None
+    permission: str = ""
+    credential: str = field(default="", repr=False)
+
+    @property
+    def is_operator(self) -> bool:
+        return self.audience is Audience.USER and self.grants is None
 
     @property
     def sees_all_tenants(self) -> bool:
-        return self.audience is Audience.USER and self.tenant_id is None
+        return self.is_operator and self.tenant_id is None
 
     def may_see_tenant(self, tenant_id: str) -> bool:
-        return self.sees_all_tenants or self.tenant_id == tenant_id
+        if self.tenant_id is not None:
+            return self.tenant_id == tenant_id
+        return self.sees_all_tenants or (self.grants is not None and tenant_id in self.grants)
+
+    def may(self, permission: str, tenant_id: str) -> bool:
+        return self.grants is None or permission in self.grants.get(tenant_id, frozenset())
+
+    def require_in(self, tenant_id: str) -> None:
+        """Denied unless the caller may do in this tenant what the route is for."""
+        if self.permission and not self.may(self.permission, tenant_id):
+            raise Denied(f"this needs the permission {self.permission}")
 
 
 SYSTEM = Caller(actor="system", audience=Audience.USER)

@@ -13,8 +13,15 @@ from coordinator.tables import AuditLog, table_of
 from shared.ids import new_id
 
 _AUDIT = table_of(AuditLog)
+_SEAL = {"chain", "seq", "hash"}  # these come later, in the order in which transactions have ended
 _INSERT = Prepared(
-    insert(_AUDIT).values({column.name: bindparam(column.name, type_=column.type) for column in _AUDIT.c})
+    insert(_AUDIT).values(
+        {
+            column.name: bindparam(column.name, type_=column.type)
+            for column in _AUDIT.c
+            if column.name not in _SEAL
+        }
+    )
 )
 
 

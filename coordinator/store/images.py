@@ -33,6 +33,7 @@ def get_image(tx: Session, caller: Caller, image_id: str) -> DockerImage:
     image = tx.get(DockerImage, image_id)
     if image is None or not caller.may_see_tenant(image.tenant_id):
         raise NotFound("no such docker image")
+    caller.require_in(image.tenant_id)
     return image
 
 

@@ -21,10 +21,14 @@ def insert_project(tx: Session, project: Project) -> None:
 
 
 def get_project(tx: Session, caller: Caller, project_id: str) -> Project:
-    """The project, if the caller may see it; not yours is the same as not there."""
+    """The project, if the caller may see it; not yours is the same as not there.
+
+    Denied for one that the caller may see and not do this with.
+    """
     project = tx.get(Project, project_id)
     if project is None or project.deleted_at is not None or not caller.may_see_tenant(project.tenant_id):
         raise NotFound("no such project")
+    caller.require_in(project.tenant_id)
     return project
 
 

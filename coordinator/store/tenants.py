@@ -32,6 +32,10 @@ def ensure_tenant(tx: Session, account: str, *, now: datetime) -> Tenant:
     return found
 
 
+def has_tenant(tx: Session, tenant_id: str) -> bool:
+    return tx.get(Tenant, tenant_id) is not None
+
+
 def get_account(tx: Session, tenant_id: str) -> str:
     tenant = tx.get(Tenant, tenant_id)
     return tenant.account if tenant else tenant_id

@@ -40,7 +40,7 @@ from coordinator.api.build_server.operations import USER, error, operation
 from coordinator.api.endpoint import Answer, Call, Endpoint, json_answer
 from coordinator.bell import READY
 from coordinator.errors import NotFound
-from coordinator.rules.access import Policy
+from coordinator.rules.access import Policy, Scope
 
 WORKFLOW_BODY = 16 * 1024 * 1024
 SECRET_BODY = 512 * 1024  # a value in which each byte is written as an escape
@@ -278,8 +278,8 @@ async def list_runners(call: Call) -> Response:
     return json_answer([shapes.runner_out(runner) for runner in found])
 
 
-def _user(permission: str) -> Policy:
-    return Policy(USER, permission)
+def _user(permission: str, scope: Scope = Scope.RESOURCE) -> Policy:
+    return Policy(USER, permission, scope)
 
 
 _GONE = {204: Answer("Done")}
@@ -562,7 +562,7 @@ ENDPOINTS: list[Endpoint] = [
         "Get docker images",
         description="Retrieves all docker images, optionally filtered to public only",
         tag="Docker Images",
-        policy=_user("image:list"),
+        policy=_user("image:list", Scope.TENANT),
         query=shapes.ImageQuery,
         ok={200: Answer("List of docker images", list[shapes.DockerImageOut])},
         is_contract=True,
@@ -574,7 +574,7 @@ ENDPOINTS: list[Endpoint] = [
         "Create a new docker image",
         description="Creates a new docker image that can be used in workflows",
         tag="Docker Images",
-        policy=_user("image:create"),
+        policy=_user("image:create", Scope.TENANT),
         body=shapes.DockerImageCreate,
         ok={201: Answer("Docker image created successfully", shapes.DockerImageOut)},
         errors={409: error("Docker image with this slug already exists")},
@@ -598,7 +598,7 @@ ENDPOINTS: list[Endpoint] = [
         "Get audit logs",
         description="Retrieves audit logs with optional filtering and pagination, newest first",
         tag="Audit",
-        policy=_user("audit:read"),
+        policy=_user("audit:read", Scope.TENANT),
         query=shapes.AuditQuery,
         ok={200: Answer("List of audit logs with pagination info", shapes.AuditPage)},
         is_contract=True,
@@ -609,7 +609,7 @@ ENDPOINTS: list[Endpoint] = [
         list_runners,
         "Get the runners",
         tag="Runner",
-        policy=_user("runner:list"),
+        policy=_user("runner:list", Scope.TENANT),
         ok={200: Answer("List of runners", list[shapes.RunnerOut])},
     ),
 ]

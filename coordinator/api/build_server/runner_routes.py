@@ -34,7 +34,7 @@ from coordinator.api.build_server.shapes import STEP_STATUS, AppendQuery, Receiv
 from coordinator.api.endpoint import Answer, Call, Endpoint, json_answer
 from coordinator.bell import READY, log_topic
 from coordinator.errors import BlobGone, Invalid, LogIncomplete, NotFound, TooLarge
-from coordinator.rules.access import Audience, Policy
+from coordinator.rules.access import Audience, Policy, Scope
 from shared.paths import MAX_APPEND_BYTES, SCRIPT_DIGEST_HEADER
 from shared.protocol import (
     Acquire,
@@ -313,7 +313,7 @@ async def release_step(call: Call) -> Response:
 
 _STALE = {409: error("The attempt is not current, or not yours")}
 _LEASED: Mapping[str, Any] = {"tag": "Runner", "policy": Policy(RUNNER, "runner:work"), "errors": _STALE}
-_STEP = Policy(Audience.STEP, "step:complete")
+_STEP = Policy(Audience.STEP, "step:complete", Scope.RESOURCE)
 
 ENDPOINTS: list[Endpoint] = [
     operation(
@@ -369,7 +369,7 @@ ENDPOINTS: list[Endpoint] = [
         "Get build step script",
         description="Returns the bash script for a build step that workers will execute",
         tag="Runner",
-        policy=Policy(Audience.STEP, "step:read"),
+        policy=Policy(Audience.STEP, "step:read", Scope.RESOURCE),
         ok={200: Answer("Bash script for the build step", str, "text/plain")},
         errors=_STALE,
         is_contract=True,

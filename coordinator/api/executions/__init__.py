@@ -1,0 +1,1 @@
+"""The Build Execution API: builds that are made, then started; logins; live logs."""
