@@ -50,9 +50,9 @@ class LogDelivery:
 
     def finish(self) -> None:
         """Nobody writes any more: deliver the rest and wait until it is there."""
-        self._stream.finish()
         self._finishing.set()
         self._hurrying.set()
+        self._stream.finish()  # last: who is woken by it must not wait for more lines once again
         while self._thread.is_alive():
             self._thread.join(0.5)
         if self.failure is not None:

@@ -100,6 +100,35 @@ def test_everything_has_arrived_when_it_is_finished(coordinator, delivery, path)
     assert coordinator.log == LINES + b"no newline at the end"
 
 
+class SlowToReturn(LogStream):
+    """Its `finish` returns only when the reader has had the last of the log, or a moment later."""
+
+    def finish(self):
+        super().finish()
+        until = time.monotonic() + 1
+        while not self.is_at_end and time.monotonic() < until:
+            time.sleep(0.001)
+        time.sleep(0.05)  # for the reader to look what comes next
+
+
+def test_who_reads_the_last_of_a_log_waits_for_no_more_lines(coordinator, attempt, path, monkeypatch):
+    monkeypatch.setattr("runner.delivery.WAIT_S", 30.0)
+    client = Client("http://coordinator.test", "secret", transport=httpx.MockTransport(coordinator))
+    delivery = LogDelivery(client, attempt, SlowToReturn(path, Masker([])))
+    delivery.start()
+    write(path, b"all there is\n")
+    delivery.hurry()
+    assert coordinator.arrived.wait(10)
+
+    began = time.monotonic()
+    delivery.finish()
+
+    assert time.monotonic() - began < 15
+    assert coordinator.log == b"all there is\n"
+    delivery.close()
+    client.close()
+
+
 @pytest.mark.parametrize(
     "answer",
     [
