@@ -5,7 +5,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import structlog
 from sqlmodel import Session
 
 from coordinator.actions.leased_step import (
@@ -16,17 +15,14 @@ from coordinator.actions.leased_step import (
     require_leased,
 )
 from coordinator.actions.revive_step import revive_step
-from coordinator.errors import LogConflict, LogGap, StaleAttempt, Unavailable
+from coordinator.errors import LogConflict, LogGap, StaleAttempt
 from coordinator.rules.access import Caller
 from coordinator.site import Site
 from coordinator.store import attempts, logs, steps
 from shared.protocol import Action
 from shared.states import StepState
 
-log = structlog.get_logger()
-
 TOLD = (StepState.SUCCEEDED, StepState.FAILED)
-UNENDED = b"\n[buildmill] error: bytes may be missing here, behind byte %d: no runner said that it is all\n"
 GAP = b"\n[buildmill] error: bytes are missing here, behind byte %d: the runner could not deliver the rest\n"
 NOTICE = b"\n[buildmill] the log limit of %d bytes is reached; what follows is not kept\n"
 
@@ -96,31 +92,6 @@ def end_with_gap(tx: Session, site: Site, step: Any, *, now: datetime) -> None:
     if row is not None and row.log_state == "open":
         size = step.log_size
         store_log(tx, site, step, GAP % size, size=size, action=Action.CONTINUE, now=now)
-
-
-def write_unended(tx: Session, site: Site, step: Any) -> tuple[int, int]:
-    """Write the line that ends the log of a runner nobody waits for any more; its size before and with it.
-
-    It counts only when the step is moved with that size; until then the next append overwrites it.
-    """
-    size: int = step.log_size
-    row = attempts.find_attempt(tx, step.id, step.attempt)
-    if row is None or row.log_state != "open" or step.started_at is None:
-        return size, size
-    line = UNENDED % size
-    try:
-        site.logs.write(site.logs.path(step.build_id, step.id, step.attempt), size, line)
-    except (OSError, Unavailable) as error:  # the step ends all the same, and its log is known to have a gap
-        log.warning("log_not_ended", step=step.id, attempt=step.attempt, cause=str(error))
-        return size, size
-    return size, size + len(line)
-
-
-def record_unended(tx: Session, step: Any, sizes: tuple[int, int], *, now: datetime) -> None:
-    """That line counts from now on."""
-    size, whole = sizes
-    if whole > size:
-        logs.insert_append(tx, step, offset=size, length=whole - size, now=now)
 
 
 def forget_log(tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof) -> None:

@@ -5,11 +5,11 @@ from typing import Any
 
 from sqlmodel import Session
 
-from coordinator.actions.append_log import record_unended, write_unended
+from coordinator.actions.end_unheard import end_unheard
 from coordinator.actions.requeue_claim import requeue_claim
 from coordinator.actions.settle_build import settle_build
 from coordinator.rules.access import SYSTEM
-from coordinator.rules.retries import next_retry
+from coordinator.rules.retries import Retry, next_retry
 from coordinator.rules.transitions import StepEvent
 from coordinator.site import Site
 from coordinator.store import attempts, audit, builds, steps
@@ -17,6 +17,7 @@ from shared.reasons import Reason
 from shared.states import StepState
 
 BATCH = 100
+LOST = "lost"  # the outcome of an attempt whose runner fell silent
 EXCLUSIVE_LOST_AFTER = timedelta(seconds=300)
 
 
@@ -59,46 +60,49 @@ def _lose(tx: Session, site: Site, step: Any, *, now: datetime) -> int:
     if current.cancel_requested_at is not None or not StepState(current.state).is_leased:
         return 0  # it was told to stop, or has ended, before its build was held
     retry = next_retry(step, Reason.RUNNER_LOST, exit_code=None)
-    # where it is tried again the runner may come back first, and the log goes on where it is
-    sizes = write_unended(tx, site, step) if retry is None else (step.log_size, step.log_size)
     if retry is not None:
-        # runner and attempt stay named: if that runner comes back first, it goes on
-        moved = steps.move_step(
-            tx,
-            step.id,
-            StepEvent.REQUEUE,
-            attempt=step.attempt,
-            unheard_since=step.last_seen_at,
-            infra_retries=retry.infra_retries,
-            not_before=now + retry.delay,
-            reason=Reason.RUNNER_LOST,
-        )
-        event = "step.requeued"
+        event, is_lost = "step.requeued", _requeue(tx, step, retry, now=now)
     else:
-        moved = steps.move_step(
-            tx,
-            step.id,
-            StepEvent.FAIL,
-            attempt=step.attempt,
-            unheard_since=step.last_seen_at,
-            finished_at=now,
-            reason=Reason.RUNNER_LOST,
-            log_size=sizes[1],
-        )
         event = "step.finished"
-    if not moved:
+        is_lost = end_unheard(
+            tx,
+            site,
+            step,
+            StepEvent.FAIL,
+            outcome=LOST,
+            reason=Reason.RUNNER_LOST,
+            has_gap=True,
+            now=now,
+            unheard_since=step.last_seen_at,
+        )
+    if not is_lost:
         return 0
-    record_unended(tx, step, sizes, now=now)
-    attempts.end_attempt(
-        tx,
-        step.id,
-        step.attempt,
-        has_gap=True,
-        outcome="lost",
-        reason=Reason.RUNNER_LOST,
-        finished_at=now,
-        log_size=sizes[1],
-    )
     audit.record_step(tx, SYSTEM, event, step, now=now, reason=str(Reason.RUNNER_LOST))
     settle_build(tx, step.build_id, [step.id], reason=Reason.RUNNER_LOST, now=now)
     return 1
+
+
+def _requeue(tx: Session, step: Any, retry: Retry, *, now: datetime) -> bool:
+    """Runner and attempt stay named: if that runner comes back first, it goes on, and so does the log."""
+    moved = steps.move_step(
+        tx,
+        step.id,
+        StepEvent.REQUEUE,
+        attempt=step.attempt,
+        unheard_since=step.last_seen_at,
+        infra_retries=retry.infra_retries,
+        not_before=now + retry.delay,
+        reason=Reason.RUNNER_LOST,
+    )
+    if moved:
+        attempts.end_attempt(
+            tx,
+            step.id,
+            step.attempt,
+            has_gap=True,
+            outcome=LOST,
+            reason=Reason.RUNNER_LOST,
+            finished_at=now,
+            log_size=step.log_size,
+        )
+    return moved

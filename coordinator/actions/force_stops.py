@@ -5,13 +5,13 @@ from typing import Any
 
 from sqlmodel import Session
 
-from coordinator.actions.append_log import record_unended, write_unended
+from coordinator.actions.end_unheard import end_unheard
 from coordinator.actions.settle_build import settle_build
 from coordinator.rules.access import SYSTEM
 from coordinator.rules.limits import event_of_stop
 from coordinator.rules.transitions import StepEvent
 from coordinator.site import Site
-from coordinator.store import attempts, audit, builds, steps, stops
+from coordinator.store import audit, builds, steps, stops
 from shared.states import StepState
 
 BATCH = 100
@@ -38,23 +38,19 @@ def _force(tx: Session, site: Site, step: Any, *, now: datetime) -> int:
     step = steps.get_step(tx, step.id)  # its log may have grown before the build was held
     if not StepState(step.state).is_leased:
         return 0
-    sizes = write_unended(tx, site, step)
-    if not steps.move_step(
-        tx, step.id, event, attempt=step.attempt, finished_at=now, reason=reason, log_size=sizes[1]
-    ):
-        return 0
-    record_unended(tx, step, sizes, now=now)
     state = StepState.FAILED if event is StepEvent.FAIL else StepState.CANCELLED
-    attempts.end_attempt(
+    has_ended = end_unheard(
         tx,
-        step.id,
-        step.attempt,
-        has_gap=step.started_at is not None,
+        site,
+        step,
+        event,
         outcome=state if state is StepState.CANCELLED else FORCED,
         reason=reason,
-        finished_at=now,
-        log_size=sizes[1],
+        has_gap=step.started_at is not None,
+        now=now,
     )
+    if not has_ended:
+        return 0
     audit.record_step(tx, SYSTEM, "step.finished", step, now=now, state=str(state), reason=reason)
     settle_build(tx, step.build_id, [step.id], reason=reason, now=now)
     return 1

@@ -1,0 +1,76 @@
+"""An attempt ends without the word of its runner, and its log with a line that says so."""
+
+from datetime import datetime
+from typing import Any
+
+import structlog
+from sqlmodel import Session
+
+from coordinator.errors import Unavailable
+from coordinator.rules.transitions import StepEvent
+from coordinator.site import Site
+from coordinator.store import attempts, logs, steps
+
+log = structlog.get_logger()
+
+UNENDED = b"\n[buildmill] error: bytes may be missing here, behind byte %d: no runner said that it is all\n"
+
+
+def end_unheard(
+    tx: Session,
+    site: Site,
+    step: Any,
+    event: StepEvent,
+    *,
+    outcome: str,
+    reason: str | None,
+    has_gap: bool,
+    now: datetime,
+    unheard_since: datetime | None = None,
+) -> bool:
+    """Move the step and close its attempt; False when it has moved on, or was heard after `unheard_since`."""
+    size = step.log_size
+    whole = _write_unended(tx, site, step)
+    moved = steps.move_step(
+        tx,
+        step.id,
+        event,
+        attempt=step.attempt,
+        unheard_since=unheard_since,
+        finished_at=now,
+        reason=reason,
+        log_size=whole,
+    )
+    if not moved:
+        return False
+    if whole > size:
+        logs.insert_append(tx, step, offset=size, length=whole - size, now=now)
+    attempts.end_attempt(
+        tx,
+        step.id,
+        step.attempt,
+        has_gap=has_gap,
+        outcome=outcome,
+        reason=reason,
+        finished_at=now,
+        log_size=whole,
+    )
+    return True
+
+
+def _write_unended(tx: Session, site: Site, step: Any) -> int:
+    """Write the line that ends the log of a runner nobody waits for any more; its size with it.
+
+    It counts only when the step is moved with that size; until then the next append overwrites it.
+    """
+    size: int = step.log_size
+    row = attempts.find_attempt(tx, step.id, step.attempt)
+    if row is None or row.log_state != "open" or step.started_at is None:
+        return size
+    line = UNENDED % size
+    try:
+        site.logs.write(site.logs.path(step.build_id, step.id, step.attempt), size, line)
+    except (OSError, Unavailable) as error:  # the step ends all the same, and its log is known to have a gap
+        log.warning("log_not_ended", step=step.id, attempt=step.attempt, cause=str(error))
+        return size
+    return size + len(line)
