@@ -1,6 +1,6 @@
 """The metrics in the text format of Prometheus; the only file that knows this format."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from coordinator.actions.take_measure import Measure, RunnerMeasure
@@ -15,6 +15,24 @@ class Sample:
 
     value: float
     labels: Mapping[str, str] = field(default_factory=dict)
+
+
+OF_EACH_RUNNER: Mapping[str, tuple[str, Callable[[RunnerMeasure], float]]] = {
+    "runner_online": ("1 while the runner is heard", lambda runner: runner.is_online),
+    "runner_free_slots": ("Steps that the runner could take", lambda runner: runner.free_slots),
+    "runner_disk_free_bytes": (
+        "Bytes free on the disk of the runner's state folder",
+        lambda runner: runner.disk_free,
+    ),
+    "runner_low_disk": (
+        "1 while the runner takes no steps because too little of its disk is free",
+        lambda runner: runner.has_low_disk,
+    ),
+    "runner_paused_seconds": (
+        "For how long the runner takes no steps because its machine keeps failing",
+        lambda runner: runner.paused_for_s,
+    ),
+}
 
 
 def render_metrics(measure: Measure, tally: Tally, waiting: Mapping[str, int]) -> str:
@@ -74,36 +92,9 @@ def _conditions(online: Iterable[RunnerMeasure]) -> dict[str, int]:
 def _of_each_runner(runners: Iterable[RunnerMeasure]) -> Iterable[str]:
     """One sample for each runner, under its id and its name."""
     labelled = [(runner, {"id": runner.id, "name": runner.name}) for runner in runners]
-    yield _family(
-        "runner_online",
-        "gauge",
-        "1 while the runner is heard",
-        [Sample(runner.is_online, labels) for runner, labels in labelled],
-    )
-    yield _family(
-        "runner_free_slots",
-        "gauge",
-        "Steps that the runner could take",
-        [Sample(runner.free_slots, labels) for runner, labels in labelled],
-    )
-    yield _family(
-        "runner_disk_free_bytes",
-        "gauge",
-        "Bytes free on the disk of the runner's state folder",
-        [Sample(runner.disk_free, labels) for runner, labels in labelled],
-    )
-    yield _family(
-        "runner_low_disk",
-        "gauge",
-        "1 while the runner takes no steps because too little of its disk is free",
-        [Sample(runner.has_low_disk, labels) for runner, labels in labelled],
-    )
-    yield _family(
-        "runner_paused_seconds",
-        "gauge",
-        "For how long the runner takes no steps because its machine keeps failing",
-        [Sample(runner.paused_for_s, labels) for runner, labels in labelled],
-    )
+    for name, (meaning, value_of) in OF_EACH_RUNNER.items():
+        samples = [Sample(value_of(runner), labels) for runner, labels in labelled]
+        yield _family(name, "gauge", meaning, samples)
 
 
 def _by(label: str, values: Mapping[str, int]) -> list[Sample]:
