@@ -1,4 +1,4 @@
-"""Steps in containers of a Docker engine; with its housekeeping the only file that imports docker.
+"""Steps in containers of a Docker engine; only this file, its housekeeping and its answers import docker.
 
 Containers are created and started, never run, attached to, executed in or read from by the engine: the
 output leaves through bind-mounted files, so that neither the runner's death nor the engine's loses it.
@@ -6,7 +6,6 @@ Each step joins the network of a holder that was prepared ahead and serves no ot
 """
 
 import contextlib
-import http.client
 import os
 import select
 import socket
@@ -24,12 +23,12 @@ import docker.errors
 import docker.types
 import requests
 import structlog
-import urllib3.exceptions
 from docker.utils import parse_repository_tag
 
 from runner.credentials import RegistryLogin
 from runner.errors import BadSetup, EngineUnavailable, ImageGone, RunnerError, StepError
 from runner.executor import egress, epoch, holder_image, launcher, owner, seccomp, sight, trust, verdict
+from runner.executor.answers import must_answer
 from runner.executor.base import Bind, Created, Ended, Job, Leftover, name_of
 from runner.executor.holders import HolderPool
 from runner.executor.housekeeping import Housekeeping
@@ -150,7 +149,7 @@ class DockerExecutor:
         return _digest_of(found)
 
     def _find_image(self, image: str) -> dict[str, Any] | None:
-        with _answers():
+        with must_answer():
             try:
                 found: dict[str, Any] = self._api.inspect_image(image)
             except docker.errors.ImageNotFound:
@@ -161,7 +160,7 @@ class DockerExecutor:
 
     def _pull_once(self, image: str) -> Generator[str, None, None]:
         repository, tag = parse_repository_tag(image)
-        with _answers():
+        with must_answer():
             try:
                 for event in self._slow_api.pull(
                     repository,
@@ -202,7 +201,7 @@ class DockerExecutor:
         secrets = self._place_secrets(job)
         holder = self._take_holder(job)
         body = self._body(job, image_id, holder, secrets)
-        with _answers():
+        with must_answer():
             try:
                 self._api.create_container_from_config(body, name=job.name)
                 return
@@ -273,7 +272,7 @@ class DockerExecutor:
             self._started.wait_for(lambda: self._starting == 0, longest_s)
 
     def _start_container(self, name: str) -> None:
-        with _answers(), self._starts:
+        with must_answer(), self._starts:
             try:
                 self._slow_api.start(name)
             except docker.errors.APIError as error:
@@ -370,7 +369,7 @@ class DockerExecutor:
                 self._remove_container(found["Id"])
 
     def _send(self, name: str, signal: str) -> None:
-        with _answers():
+        with must_answer():
             try:
                 self._api.kill(name, signal)
             except docker.errors.APIError as error:
@@ -378,7 +377,7 @@ class DockerExecutor:
                     raise EngineUnavailable(f"{name} cannot be sent {signal}: {_text(error)}") from error
 
     def diagnostics(self, job: Job) -> bytes:
-        with _answers():
+        with must_answer():
             try:
                 text: bytes = self._api.logs(job.name, stdout=True, stderr=True, tail=500)
             except docker.errors.APIError as error:
@@ -402,7 +401,7 @@ class DockerExecutor:
             self._try_remove(holder)  # the sweeper may not have come to it
         labels = [f"buildmill.step={job.step_id}", f"buildmill.attempt={job.attempt}"]
         wanted = {"label": labels}
-        with _answers():
+        with must_answer():
             try:
                 containers = self._api.containers(all=True, filters=wanted)
                 networks = self._api.networks(filters=wanted)
@@ -567,7 +566,7 @@ class DockerExecutor:
                 "PidsLimit": 64,  # what sets the container up counts too
             },
         }
-        with _answers():
+        with must_answer():
             try:
                 holder = str(self._api.create_container_from_config(body)["Id"])
             except docker.errors.APIError as error:
@@ -582,7 +581,7 @@ class DockerExecutor:
     def _make_holder_image(self) -> bool:
         if self._find_image(holder_image.NAME) is not None:
             return True
-        with _answers():
+        with must_answer():
             tar = holder_image.make_image_tar(str(self._api.version().get("Arch")))
             if tar is None:
                 self.notes.append(
@@ -603,7 +602,7 @@ class DockerExecutor:
             "com.docker.network.bridge.enable_icc": "false",
             "com.docker.network.driver.mtu": str(_outward_mtu()),
         }
-        with _answers():
+        with must_answer():
             try:
                 found = [n for n in self._api.networks(names=[BRIDGE]) if n["Name"] == BRIDGE]
                 if not found:
@@ -640,7 +639,7 @@ class DockerExecutor:
 
     @contextmanager
     def _listen(self) -> Iterator[epoch.Stream]:
-        with _answers():
+        with must_answer():
             try:
                 api = _connect(self._base_url, timeout=None)
             except BadSetup as error:
@@ -687,7 +686,7 @@ class DockerExecutor:
     # -- plain requests
 
     def _inspect(self, name: str) -> dict[str, Any] | None:
-        with _answers():
+        with must_answer():
             try:
                 found: dict[str, Any] = self._api.inspect_container(name)
             except docker.errors.NotFound:
@@ -699,7 +698,7 @@ class DockerExecutor:
     def _list(self, role: str, *wishes: str) -> list[dict[str, Any]]:
         """Containers of all runners, as far as they have these labels."""
         labels = ["buildmill.managed=1", f"buildmill.role={role}", *wishes]
-        with _answers():
+        with must_answer():
             try:
                 found: list[dict[str, Any]] = self._api.containers(all=True, filters={"label": labels})
             except docker.errors.APIError as error:
@@ -725,7 +724,7 @@ class DockerExecutor:
     def _remove_container(self, name: str) -> None:
         until = time.monotonic() + DEATH_S
         while True:
-            with _answers():
+            with must_answer():
                 try:
                     self._api.remove_container(name, v=True, force=True)
                     return
@@ -797,19 +796,6 @@ def _knock(socket_path: str) -> None:
 def _socket_of(api: Any) -> str | None:
     socket_path = getattr(api.get_adapter(api.base_url), "socket_path", None)
     return None if socket_path is None else str(socket_path)
-
-
-@contextmanager
-def _answers() -> Iterator[None]:
-    """Turn every way in which the engine fails to answer into one."""
-    try:
-        yield
-    except docker.errors.APIError:
-        raise
-    except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
-        raise EngineUnavailable(f"the container engine does not answer: {error}") from error
-    except (urllib3.exceptions.HTTPError, http.client.HTTPException) as error:  # cut off in mid-answer
-        raise EngineUnavailable(f"the container engine broke off its answer: {error!r}") from error
 
 
 def _outlives(pid: int, container: str, timeout_s: float) -> bool:

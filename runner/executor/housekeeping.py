@@ -2,17 +2,15 @@
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import docker.errors
-import requests
 import structlog
 
-from runner.errors import EngineUnavailable
+from runner.executor.answers import must_agree
 from runner.executor.images import PulledImage, PulledImages, repository_of, spellings_of, with_tag
 from runner.spares import UNTOUCHABLE_S, Spare
 
@@ -43,7 +41,7 @@ class Housekeeping:
 
     def root(self) -> Path | None:
         """Where the engine keeps images, if that is a folder of this machine."""
-        with _asking():
+        with must_agree():
             found = Path(str(self._api.info().get("DockerRootDir") or ""))
         return found if found.is_absolute() and found.is_dir() else None
 
@@ -90,7 +88,7 @@ class Housekeeping:
             return False
         if self._has_other_names(found, image.reference):
             return False
-        with _asking():
+        with must_agree():
             try:
                 self._api.remove_image(image.reference, force=False)
             except docker.errors.NotFound:
@@ -103,7 +101,7 @@ class Housekeeping:
         return True
 
     def _ids_in_use(self) -> set[str]:
-        with _asking():
+        with must_agree():
             return {str(found["ImageID"]) for found in self._api.containers(all=True)}
 
     def _ids_of(self, references: Collection[str]) -> set[str]:
@@ -112,7 +110,7 @@ class Housekeeping:
         return {str(image["Id"]) for image in found if image is not None}
 
     def _find(self, reference: str) -> dict[str, Any] | None:
-        with _asking():
+        with must_agree():
             try:
                 found: dict[str, Any] = self._api.inspect_image(reference)
             except docker.errors.NotFound:
@@ -129,7 +127,7 @@ class Housekeeping:
         """Volumes, networks and network holders of ours that belong to no attempt in hand."""
         self._remove_holders(ready_holders)
         managed = {"label": ["buildmill.managed=1"]}
-        with _asking():
+        with must_agree():
             volumes = self._api.volumes(filters=managed).get("Volumes") or []
             networks = self._api.networks(filters=managed)
         for volume in volumes:
@@ -145,7 +143,7 @@ class Housekeeping:
     def _remove_holders(self, ready: Collection[str]) -> None:
         """Those that no step has joined for a while; one that was just made is about to be joined."""
         managed = "buildmill.managed=1"
-        with _asking():
+        with must_agree():
             steps = self._api.containers(all=True, filters={"label": [managed, "buildmill.role=step"]})
             holders = self._api.containers(all=True, filters={"label": [managed, "buildmill.role=holder"]})
         joined = {step["HostConfig"]["NetworkMode"].removeprefix("container:") for step in steps}
@@ -157,7 +155,7 @@ class Housekeeping:
                 )
 
     def _try_removal(self, kind: str, name: str, remove: Callable[[str], object]) -> None:
-        with _asking():
+        with must_agree():
             try:
                 remove(name)
             except docker.errors.NotFound:
@@ -172,14 +170,3 @@ def _key_of(labels: Mapping[str, str] | None) -> Key | None:
     found = labels or {}
     attempt = found.get("buildmill.attempt", "")
     return (found.get("buildmill.step", ""), int(attempt)) if attempt.isdecimal() else None
-
-
-@contextmanager
-def _asking() -> Iterator[None]:
-    """An engine that fails to answer; what it refuses is the caller's to judge, unless he does not."""
-    try:
-        yield
-    except docker.errors.APIError as error:
-        raise EngineUnavailable(f"the engine refused: {error.explanation or error}") from error
-    except (docker.errors.DockerException, requests.exceptions.RequestException, OSError) as error:
-        raise EngineUnavailable(f"the container engine does not answer: {error}") from error

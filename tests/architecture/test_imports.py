@@ -97,7 +97,7 @@ def test_what_is_shared_needs_three_libraries_at_most() -> None:
 @pytest.mark.parametrize(
     ("library", "at_home"),
     [
-        ("docker", {"runner/executor/docker.py", "runner/executor/housekeeping.py"}),
+        ("docker", {f"runner/executor/{name}.py" for name in ("docker", "housekeeping", "answers")}),
         ("httpx", {"runner/client.py", "coordinator/cli/remote.py", "coordinator/cli/drill"}),
         ("uvicorn", {"coordinator/api/server.py", "coordinator/cli"}),
         ("alembic", {"coordinator/store/migrate.py", "coordinator/store/migrations"}),
