@@ -30,7 +30,6 @@ def note_container(attempt_dir: Path, container: str) -> None:
 def note_seen(attempt_dir: Path, container: str, pid: int) -> None:
     """Once they were seen from here, not to see them any more means that they are dead."""
     if pid > 0 and not (attempt_dir / SEEN).exists() and _is_of(pid, container):
-        note_container(attempt_dir, container)
         _write(attempt_dir / SEEN, _our_view())
 
 
