@@ -322,8 +322,8 @@ class Agent:
     def _run_step(self, journal: Journal, attempt: Attempt, release: Callable[[], None]) -> None:
         def completed() -> None:
             has_image = not journal.phase.is_before(JournalPhase.CREATING) and "image_digest" in journal.data
-            image = str(journal.claim.get("image", "")).removeprefix("docker://")
-            tried = Tried(journal.step_id, registry_of(image), has_image)
+            registry = registry_of(str(journal.claim.get("image", "")))
+            tried = Tried(journal.step_id, registry, has_image)
             if self._health.note_completion(journal.data.get("completion"), tried):
                 self._pulse.beat_soon()
             release()

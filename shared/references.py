@@ -44,7 +44,7 @@ def image_reference(text: str) -> str:
     """Accept a Docker reference, with or without `docker://` before it, and return it without."""
     _refuse_longer("the image", text, _IMAGE_LIMIT)
     _refuse_unless_ascii("the image", text)
-    name, has_digest, digest = text.removeprefix("docker://").partition("@")
+    name, has_digest, digest = plain_image(text).partition("@")
     if has_digest and not _IMAGE_DIGEST.fullmatch(digest):
         raise InvalidReference("the digest of the image must be sha256: and 64 lower-case hex digits")
     registry, path = _split_registry(name)
@@ -60,6 +60,11 @@ def image_reference(text: str) -> str:
     if not registry and _IMAGE_ID.fullmatch(path):
         raise InvalidReference("64 hex digits are the id of an image, not its name")
     return f"{registry}{path}{has_tag}{tag}{has_digest}{digest}"
+
+
+def plain_image(text: str) -> str:
+    """A reference that was accepted, as the engine takes it: without the `docker://` before it."""
+    return text.removeprefix("docker://")
 
 
 def _split_registry(name: str) -> tuple[str, str]:

@@ -38,6 +38,7 @@ from runner.executor.pulls import PullFailed, Pulls
 from runner.executor.secret_files import SecretFiles
 from runner.spares import Spare
 from shared.reasons import Reason
+from shared.references import plain_image
 
 CAPABILITIES: Final = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "SETUID", "SETGID", "KILL", "NET_BIND_SERVICE")
 # Without a value the engine takes them out of the image's environment: they would make a shell run other
@@ -136,7 +137,7 @@ class DockerExecutor:
     # -- images
 
     def pull(self, image: str, *, deadline_s: float, progress: Callable[[str], None]) -> str:
-        image = _plain(image)
+        image = plain_image(image)
         found = self._find_image(image)
         if found is not None:
             self._images.note_used(image, found["Id"])
@@ -191,7 +192,7 @@ class DockerExecutor:
 
     def create(self, job: Job) -> Created:
         launcher.make_attempt_files(job.attempt_dir)
-        image = self._find_image(_plain(job.image))
+        image = self._find_image(plain_image(job.image))
         if image is None:
             raise ImageGone(job.image)
         self._create_container(job, image["Id"])
@@ -452,7 +453,7 @@ class DockerExecutor:
         self._housekeeping.remove_strays(held, self._holders.list_ready())
 
     def spares(self, wanted: Collection[str]) -> Iterator[Spare]:
-        return self._housekeeping.spare_images({_plain(image) for image in wanted})
+        return self._housekeeping.spare_images({plain_image(image) for image in wanted})
 
     def storage(self) -> Path | None:
         return self._housekeeping.root()
@@ -845,10 +846,6 @@ def _recorded(job: Job, name: str) -> str:
 
 def _mount(bind: Bind) -> dict[str, Any]:
     return {"Type": "bind", "Source": str(bind.source), "Target": bind.target, "ReadOnly": bind.read_only}
-
-
-def _plain(image: str) -> str:
-    return image.removeprefix("docker://")
 
 
 def _digest_of(image: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import Final
 import structlog
 
 from runner.durable import write_whole
+from shared.references import plain_image
 
 log = structlog.get_logger()
 
@@ -118,7 +119,7 @@ def repository_of(reference: str) -> str:
 
 def registry_of(reference: str) -> str:
     """The host it is pulled from."""
-    first, slash, _ = with_tag(reference).partition("/")
+    first, slash, _ = with_tag(plain_image(reference)).partition("/")
     has_host = bool(slash) and ("." in first or ":" in first or first == "localhost")
     return first if has_host else "docker.io"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from runner.executor.images import PulledImages, repository_of, spellings_of, with_tag
+from runner.executor.images import PulledImages, registry_of, repository_of, spellings_of, with_tag
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,17 @@ def test_a_use_counts_under_every_name_of_the_image(tmp_path, used) -> None:
 )
 def test_an_image_has_many_spellings(reference, spellings) -> None:
     assert spellings_of(reference) >= spellings
+
+
+@pytest.mark.parametrize(
+    ("reference", "registry"),
+    [
+        ("app:1", "docker.io"),
+        ("team/app", "docker.io"),
+        ("docker://team/app", "docker.io"),
+        ("docker://registry.example:5000/team/app", "registry.example:5000"),
+        ("localhost/app", "localhost"),
+    ],
+)
+def test_a_reference_tells_the_registry_it_is_pulled_from(reference, registry) -> None:
+    assert registry_of(reference) == registry
