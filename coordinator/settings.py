@@ -22,6 +22,12 @@ class Settings(BaseSettings):
         Literal["open", "token"],
         Field(description="`open` trusts every local caller and listens on loopback only; `token` wants one"),
     ] = "open"
+    access_token_minutes: Annotated[
+        int, Field(ge=1, le=1440, description="Minutes until the access token of a login expires")
+    ] = 60
+    login_days: Annotated[
+        int, Field(ge=1, le=366, description="Days until a login ends that is refreshed again and again")
+    ] = 30
     git_protocols: Annotated[
         str, Field(description="Git protocols a repository address may use, separated by commas")
     ] = "https,ssh"
@@ -83,6 +89,31 @@ class Settings(BaseSettings):
         int,
         Field(ge=1, le=36500, description="Days in which what has gone answers `expired`, not `not_found`"),
     ] = 365
+
+    rate_limit: Annotated[
+        int,
+        Field(ge=0, le=10**9, description="Requests per minute of one user to `/api/v1`; 0 sets no limit"),
+    ] = 1000
+    rate_limit_peer: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=10**9,
+            description="Requests per minute without a known credential from one address; 0 sets no limit",
+        ),
+    ] = 300
+    login_failures: Annotated[
+        int, Field(ge=1, le=10**6, description="Failed logins of one account within a window")
+    ] = 10
+    login_failures_peer: Annotated[
+        int, Field(ge=1, le=10**6, description="Failed logins from one address within a window")
+    ] = 50
+    login_window_minutes: Annotated[
+        int, Field(ge=1, le=1440, description="Minutes of the window in which failed logins are counted")
+    ] = 15
+    idempotency_hours: Annotated[
+        int, Field(ge=1, le=720, description="Hours for which the answer to an `Idempotency-Key` is kept")
+    ] = 24
 
     @property
     def allowed_git_protocols(self) -> frozenset[str]:

@@ -7,7 +7,9 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import cache
 from typing import Any, TypeVar
 
 import httpx
@@ -20,16 +22,23 @@ from coordinator.actions.complete_step import SealedLog, Verdict, complete_step,
 from coordinator.actions.create_build import BuildRequest, create_build
 from coordinator.actions.create_image import create_image
 from coordinator.actions.create_project import create_project
+from coordinator.actions.create_token import create_token
+from coordinator.actions.create_user import create_user
 from coordinator.actions.create_workflow import create_workflow
 from coordinator.actions.leased_step import LeaseProof
+from coordinator.actions.log_in import log_in
 from coordinator.actions.register_runner import register_runner
 from coordinator.actions.renew_leases import renew_leases
+from coordinator.actions.set_member import set_member
 from coordinator.actions.start_step import start_step
 from coordinator.api.state import AppState
 from coordinator.errors import AlreadyExists
+from coordinator.passwords import hash_password
 from coordinator.rules.access import Audience, Caller
+from coordinator.rules.permissions import Role
 from coordinator.site import Site
-from coordinator.store import attempts, audit, builds, steps
+from coordinator.store import accounts, attempts, audit, builds, steps
+from coordinator.store.tenants import ensure_tenant
 from coordinator.tables import AuditLog, Build
 from coordinator.watch import LOOKS
 from shared.ids import new_id
@@ -96,6 +105,22 @@ class MadeBuild:
     project_id: str
     workflow_id: str
     steps: dict[str, str]
+
+
+PASSWORD = "correct horse battery staple"
+
+
+@cache
+def _hashed() -> str:
+    return hash_password(PASSWORD)
+
+
+@dataclass(frozen=True)
+class MadeUser:
+    """A user whose password is `PASSWORD`."""
+
+    id: str
+    email: str
 
 
 @dataclass(frozen=True)
@@ -180,6 +205,44 @@ class Mill:
         build = self.now(create_build, self.site, LOCAL, project_id, wish)
         ids = {row.name: row.id for row in self.tx(steps.list_steps, build.id)}
         return MadeBuild(build.id, project_id, workflow_id, ids)
+
+    # Who there is
+
+    def a_tenant(self, account: str = "acme") -> str:
+        """The id of the tenant of this account, made where it is not there."""
+        return self.now(ensure_tenant, account).id
+
+    def a_user(self, email: str = "ann@acme.test", *, is_admin: bool = False, **roles: str) -> "MadeUser":
+        """A user with `PASSWORD`; `acme="owner"` makes her the owner of the tenant of that account."""
+        user = self.now(create_user, LOCAL, email=email, name="", password_hash=_hashed(), is_admin=is_admin)
+        for account, role in roles.items():
+            self.now(set_member, LOCAL, self.a_tenant(account), user.id, Role(role))
+        self.state.rights.have_changed()
+        return MadeUser(user.id, email)
+
+    def a_login(self, user: "MadeUser") -> dict[str, str]:
+        """The header of a user who has logged in."""
+        stored = self.tx(accounts.get_user, user.id).password_hash
+        opened = self.now(log_in, self.site, user.id, stored, address="127.0.0.1")
+        return {"Authorization": f"Bearer {opened.token}"}
+
+    def a_member(self, account: str = "acme", role: str = "owner") -> dict[str, str]:
+        """The headers of a new user of this role who has logged in and speaks of that tenant."""
+        user = self.a_user(f"{new_id()}@acme.test", **{account: role})
+        return {**self.a_login(user), "X-Tenant-ID": self.a_tenant(account)}
+
+    def an_api_token(self, account: str = "acme", *permissions: str) -> dict[str, str]:
+        """The header of a program with a token for nobody in particular."""
+        caller = replace(LOCAL, tenant_id=self.a_tenant(account))
+        _, secret = self.now(
+            create_token, caller, name="a token", permissions=permissions, lifetime=timedelta(days=1)
+        )
+        return {"Authorization": f"Bearer {secret}"}
+
+    @property
+    def operator(self) -> dict[str, str]:
+        """The header of the operator."""
+        return {"Authorization": f"Bearer {self.state.credentials.admin_token}"}
 
     # What runners do
 

@@ -58,6 +58,7 @@ class Endpoint:
     answers: Mapping[int, Answer]
     description: str = ""
     body: type[BaseModel] | None = None
+    body_is_optional: bool = False
     documented_body: type[BaseModel] | None = None
     query: type[BaseModel] | None = None
     takes_stream: bool = False
@@ -67,6 +68,7 @@ class Endpoint:
     parameters: Mapping[str, str] = field(default_factory=dict)
     form: Form = build_server_form
     needs_credential: bool = False
+    is_idempotent: bool = False
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ class _PathApp:
         if endpoint.method == "GET":
             return None, None
         headers = request.scope["headers"]
-        if endpoint.body is not None:
+        if endpoint.body is not None and not endpoint.body_is_optional:
             guards.check_json_content_type(headers)
         data = await guards.read_body(
             request.receive,
@@ -237,6 +239,10 @@ class _PathApp:
             if data:
                 raise Invalid("this operation takes no body", details=(Fault("body", "must be empty"),))
             return None, None
+        if endpoint.body_is_optional:
+            if not data:
+                return None, None
+            guards.check_json_content_type(headers)
         return parse_body(endpoint.body, data)
 
 

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from sqlmodel import Session
 
+from coordinator.actions.create_token import PREFIX as API_TOKEN_PREFIX
 from coordinator.actions.register_runner import secret_hash
 from coordinator.api.state import AppState
 from coordinator.errors import Denied, Invalid, Unauthenticated
@@ -21,7 +22,6 @@ from shared.faults import Fault
 CACHE_S = 5.0
 MAX_CACHED = 10_000
 TENANT_HEADER = "X-Tenant-ID"
-API_TOKEN_PREFIX = "bmt_"  # noqa: S105 - tells what a leaked token is for, opens nothing
 OPERATOR = "admin"
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _NIL = "00000000-0000-0000-0000-000000000000"
@@ -48,10 +48,7 @@ class Identities:
     def __init__(self, state: AppState) -> None:
         self._state = state
         self._known: dict[str, tuple[Identity, float]] = {}
-
-    def forget(self) -> None:
-        """Somebody's rights have changed: look everybody up again."""
-        self._known.clear()
+        self._version = state.rights.version
 
     async def of_token(self, token: str) -> Identity:
         """Whom a bearer token stands for, or Unauthenticated."""
@@ -91,6 +88,9 @@ class Identities:
         return await self._find(f"login:{login_id} {user_id}", look)
 
     async def _find(self, name: str, look: Callable[[Session], Identity | None]) -> Identity:
+        if self._version != self._state.rights.version:
+            self._known.clear()
+            self._version = self._state.rights.version
         known = self._known.get(name)
         if known is not None and known[1] > time.monotonic() and not self._has_expired(known[0]):
             return known[0]
@@ -98,9 +98,10 @@ class Identities:
         if found is None:
             self._known.pop(name, None)
             raise Unauthenticated(_NOT_KNOWN)
-        if len(self._known) >= MAX_CACHED:
-            self._known.clear()
-        self._known[name] = (found, time.monotonic() + CACHE_S)
+        if self._version == self._state.rights.version:  # else it may have been looked up before the change
+            if len(self._known) >= MAX_CACHED:
+                self._known.clear()
+            self._known[name] = (found, time.monotonic() + CACHE_S)
         return found
 
     def _has_expired(self, identity: Identity) -> bool:

@@ -12,9 +12,12 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, models_json_schema
 
 from coordinator.api import patterns
-from coordinator.api.build_server.operations import COMMON
+from coordinator.api.build_server import operations as build_server
 from coordinator.api.endpoint import Answer, Endpoint
-from coordinator.rules.access import Audience
+from coordinator.api.executions import operations as executions
+from coordinator.api.idempotency import KEY_HEADER, KEY_PATTERN
+from coordinator.api.identify import TENANT_HEADER
+from coordinator.rules.access import Audience, Scope
 from shared.paths import ATTEMPT_HEADER, LEASE_HEADER
 
 Json = dict[str, Any]
@@ -32,8 +35,11 @@ _TAGS = {
     "Workflows": "Workflow management operations",
     "Builds": "Build execution operations",
     "Docker Images": "Docker image management",
+    "Build Execution": "Builds that are made first and started later",
     "Runner": "Build runner operations",
     "Audit": "Audit log operations",
+    "Accounts": "Tenants, users, members and the tokens of programs",
+    "Authentication": "Logins",
     "Health": "Is the coordinator alive and ready",
     "Specification": "This specification, and a page to try it",
 }
@@ -43,6 +49,11 @@ _PATH_PARAMETERS = {
     "/api/steps": "Build step identifier",
     "/api/artifacts": "Artifact identifier",
     "/api/docker-images": "Docker image identifier",
+    "/api/enrolment-tokens": "Enrolment token identifier",
+    "/api/runners": "Runner identifier",
+    "/api/tenants": "Tenant identifier",
+    "/api/users": "User identifier",
+    "/api/tokens": "Token identifier",
     "workflowId": "Workflow identifier",
     "stepId": "Build step identifier",
     "sha256": "SHA-256 of the bytes, in lower-case hex",
@@ -64,7 +75,9 @@ _SCHEMES = {
         "description": "The registration token or a user's token. Not needed where access is open.",
     },
 }
+_COMMON = (build_server.COMMON, executions.COMMON)
 _BODY_ONLY = frozenset({408, 413, 415})
+_TENANT: Json = {"type": "string", "format": "uuid"}
 _ATTEMPT: Json = {"type": "integer", "minimum": 0, "maximum": 999_999_999}
 _LEASE: Json = {"type": "string", "minLength": 1, "maxLength": 128}
 # A validator that runs before the bounds are looked at leaves them in the words of the model.
@@ -100,7 +113,7 @@ def _operation(endpoint: Endpoint, names: "_Names", is_open: bool) -> Json:
         "responses": {
             str(status): _response(endpoint, answer, names) for status, answer in _possible_answers(endpoint)
         },
-        "security": _security(endpoint.policy.audience, is_open),
+        "security": _security(endpoint.policy.audience, is_open and not endpoint.needs_credential),
     }
     if endpoint.description:
         operation["description"] = endpoint.description
@@ -113,7 +126,7 @@ def _operation(endpoint: Endpoint, names: "_Names", is_open: bool) -> Json:
 def _possible_answers(endpoint: Endpoint) -> Iterator[tuple[int, Answer]]:
     """What the endpoint itself declares, and of the answers common to all those that can happen here."""
     for status, answer in sorted(endpoint.answers.items()):
-        is_common = COMMON.get(status) is answer
+        is_common = any(common.get(status) is answer for common in _COMMON)
         if not is_common or _can_happen(endpoint, status):
             yield status, answer
 
@@ -173,7 +186,8 @@ def _request_body(endpoint: Endpoint, names: "_Names") -> Json | None:
     model = endpoint.documented_body or endpoint.body
     if model is None:
         return {"required": True, "content": {"application/octet-stream": {}}}
-    return {"required": True, "content": {"application/json": {"schema": names.body(model)}}}
+    is_required = not endpoint.body_is_optional
+    return {"required": is_required, "content": {"application/json": {"schema": names.body(model)}}}
 
 
 # Parameters
@@ -189,8 +203,11 @@ def _parameters(endpoint: Endpoint) -> Iterator[Json]:
             "schema": {"type": "string", **patterns.PATH_WORDS.get(name, {})},
         }
     yield from _query_parameters(endpoint)
+    if endpoint.policy.scope is Scope.HEADER:
+        yield _header(TENANT_HEADER, "The tenant that this is about", _TENANT, required=True)
     yield from _lease_headers(endpoint)
     yield from _transfer_headers(endpoint)
+    yield from _key_header(endpoint)
 
 
 def _path_description(path: str, name: str) -> str:
@@ -240,6 +257,12 @@ def _transfer_headers(endpoint: Endpoint) -> Iterator[Json]:
         yield _header("Content-Range", "Which part is sent", {**text, "pattern": _CONTENT_RANGE})
     if endpoint.takes_stream and endpoint.method == "POST":
         yield _header("Content-Encoding", "How the bytes are sent", {**text, "enum": ["identity", "gzip"]})
+
+
+def _key_header(endpoint: Endpoint) -> Iterator[Json]:
+    if endpoint.is_idempotent:
+        schema = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": f"^{KEY_PATTERN}$"}
+        yield _header(KEY_HEADER, "The same key and request get the same answer, and act once", schema)
 
 
 def _header(name: str, description: str, schema: Json, *, required: bool = False) -> Json:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from coordinator.api.poll_limit import PollLimit
 from coordinator.bell import Bell
+from coordinator.passwords import PasswordChecks
 from coordinator.settings import Settings
 from coordinator.site import Site
 from coordinator.store.lanes import Lanes
@@ -19,6 +20,16 @@ class Credentials:
     registration_token: str = field(repr=False)
 
 
+class Rights:
+    """Counts how often somebody's rights have changed here, so that nobody goes on believing the old ones."""
+
+    def __init__(self) -> None:
+        self.version = 0
+
+    def have_changed(self) -> None:
+        self.version += 1
+
+
 @dataclass(frozen=True)
 class AppState:
     """Made once by `create_app`."""
@@ -32,3 +43,5 @@ class AppState:
     specification: bytes = b"{}"
     tally: Tally = field(default_factory=Tally)
     polls: PollLimit = field(default_factory=PollLimit)
+    rights: Rights = field(default_factory=Rights)
+    passwords: PasswordChecks = field(default_factory=PasswordChecks)

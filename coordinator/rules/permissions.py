@@ -58,7 +58,7 @@ _ADMIN = _DEVELOPER | {
     "secret:delete",
     "secret:set",
 }
-_OWNER = _ADMIN | {"tenant:change"}
+_OWNER = _ADMIN
 
 PERMISSIONS: dict[Role, frozenset[str]] = {
     Role.VIEWER: _VIEWER,

@@ -4,6 +4,8 @@ from datetime import datetime
 
 from sqlmodel import Session, col, or_, select
 
+from coordinator.errors import NotFound
+from coordinator.rules.access import Caller
 from coordinator.store.dialect import insert_if_absent
 from coordinator.tables import Tenant, table_of
 from shared.ids import new_id
@@ -34,6 +36,26 @@ def ensure_tenant(tx: Session, account: str, *, now: datetime) -> Tenant:
 
 def has_tenant(tx: Session, tenant_id: str) -> bool:
     return tx.get(Tenant, tenant_id) is not None
+
+
+def get_tenant(tx: Session, caller: Caller, tenant_id: str) -> Tenant:
+    """The tenant, if the caller may see it; Denied where the caller may not do there what it asks for."""
+    tenant = tx.get(Tenant, tenant_id)
+    if tenant is None or not caller.may_see_tenant(tenant.id):
+        raise NotFound("no such tenant")
+    caller.require_in(tenant.id)
+    return tenant
+
+
+def list_tenants(tx: Session, *, limit: int, offset: int) -> list[Tenant]:
+    """All tenants by account."""
+    statement = select(Tenant).order_by(col(Tenant.account)).limit(limit).offset(offset)
+    return list(tx.exec(statement).all())
+
+
+def lock_tenant(tx: Session, tenant_id: str) -> None:
+    """Hold the tenant until the transaction ends: its members change one after the other."""
+    tx.exec(select(Tenant.id).where(col(Tenant.id) == tenant_id).with_for_update()).first()
 
 
 def get_account(tx: Session, tenant_id: str) -> str:

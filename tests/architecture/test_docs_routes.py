@@ -1,4 +1,4 @@
-"""The page about the API tells of every route and of none that does not exist."""
+"""The pages about the APIs tell of every route, once, and of none that does not exist."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 from coordinator.app import ALL_ENDPOINTS
 from coordinator.rules.access import Audience
 
-PAGE = (Path(__file__).parents[2] / "docs" / "api" / "build-server.md").read_text()
+FOLDER = Path(__file__).parents[2] / "docs" / "api"
+PAGE = "\n".join(path.read_text() for path in sorted(FOLDER.glob("*.md")))
 ROW = re.compile(r"^\| `([A-Z]+)` \| `(/[^`]*)` \| ([a-z ]+) \| \S.*\|$", re.MULTILINE)
 WHO = {
     Audience.ANYONE: "anyone",

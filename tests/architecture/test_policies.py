@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from coordinator.app import ALL_ENDPOINTS
-from coordinator.rules.access import Audience, Policy
+from coordinator.rules.access import Audience, Policy, Scope
+from coordinator.rules.permissions import GRANTABLE, OF_THE_OPERATOR, PERMISSIONS, Role
 
 SECURITY = Path(__file__).parents[2] / "docs" / "security.md"
 ROW = re.compile(r"^\| `([a-z]+:[a-z]+)` \| ([a-z]+) \| (.+) \|$", re.MULTILINE)
@@ -33,7 +34,11 @@ def test_every_permission_is_documented_with_its_audience_and_no_other_is() -> N
 def test_everybody_gets_nothing_but_health_and_the_specification() -> None:
     for endpoint in ALL_ENDPOINTS:
         if endpoint.policy.audience is Audience.ANYONE:
-            assert endpoint.policy.permission in ("health:read", "specification:read"), endpoint.path
+            assert endpoint.policy.permission in (
+                "health:read",
+                "specification:read",
+                "login:create",
+            ), endpoint.path
 
 
 def test_what_changes_something_is_not_called_reading() -> None:
@@ -50,3 +55,27 @@ def test_no_two_routes_answer_the_same_question() -> None:
     places = [(endpoint.method, endpoint.path) for endpoint in ALL_ENDPOINTS]
 
     assert len(places) == len(set(places))
+
+
+def test_the_permissions_of_each_role_are_documented() -> None:
+    rows = re.findall(
+        r"^\| (viewer|developer|admin|operator) \| (.+) \|$", SECURITY.read_text(), re.MULTILINE
+    )
+    said = {role: set(re.findall(r"`([a-z]+:[a-z]+)`", text)) for role, text in rows}
+
+    own = {
+        "viewer": PERMISSIONS[Role.VIEWER],
+        "developer": PERMISSIONS[Role.DEVELOPER] - PERMISSIONS[Role.VIEWER],
+        "admin": PERMISSIONS[Role.ADMIN] - PERMISSIONS[Role.DEVELOPER],
+        "operator": OF_THE_OPERATOR,
+    }
+    assert said == own
+
+
+def test_every_permission_of_users_is_in_somebodys_hands() -> None:
+    given = GRANTABLE | OF_THE_OPERATOR
+    for endpoint in ALL_ENDPOINTS:
+        policy = endpoint.policy
+        if policy.audience in (Audience.USER, Audience.STEP) and policy.scope is not Scope.NOTHING:
+            assert policy.permission in given, policy.permission
+            assert (policy.scope is Scope.INSTALLATION) == (policy.permission in OF_THE_OPERATOR)
