@@ -8,7 +8,7 @@ import pytest
 from runner import step_run
 from runner.errors import EngineUnavailable, ImageGone
 from shared.protocol import Limits
-from tests.runner.test_step_run import attempt, coordinator, means, run, state, wishes  # noqa: F401
+from tests.runner.test_step_run import attempt, coordinator, means, run, wishes  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

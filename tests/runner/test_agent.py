@@ -5,25 +5,21 @@ import os
 import signal
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
-from runner.cli import make_agent
-from runner.client import Client
 from runner.errors import EngineUnavailable, StepError
 from runner.executor.base import Leftover
 from runner.health import Tried
 from runner.journal import Journal, JournalPhase, attempt_dir
-from runner.settings import Settings
-from runner.state_dir import Identity, PendingRequest, save_identity
+from runner.state_dir import PendingRequest
 from shared.protocol import Limits
 from shared.reasons import Reason
 from tests.runner.claims import a_claim
-from tests.runner.state_folder import a_state_folder
-from tests.runner.test_step_run import ADDRESS, Coordinator, refusal
+from tests.runner.runners import an_agent
+from tests.runner.test_step_run import Coordinator, refusal
 
 
 class Polled(Coordinator):
@@ -71,13 +67,6 @@ class Polled(Coordinator):
 
 
 @pytest.fixture
-def state():
-    with a_state_folder() as folder:
-        save_identity(folder, Identity("runner-1", "the-secret", ADDRESS))
-        yield folder
-
-
-@pytest.fixture
 def coordinator():
     return Polled()
 
@@ -85,9 +74,7 @@ def coordinator():
 @pytest.fixture
 def new_agent(state, coordinator):
     def new(**settings):
-        connect = partial(Client, transport=httpx.MockTransport(coordinator))
-        chosen = Settings(coordinator=ADDRESS, state=state, executor="process", **settings)
-        return make_agent(chosen, once=True, connect=connect)
+        return an_agent(state, coordinator, once=True, **settings)
 
     return new
 
@@ -292,7 +279,7 @@ def test_secrets_are_in_the_claim_and_never_in_the_journal(new_agent, coordinato
         return coordinator._yes("start", None)
 
     coordinator.answers["start"] = [look]
-    new_agent(once=True).run()
+    new_agent().run()
 
     assert coordinator.completions[0]["status"] == "success"
     assert b"\n***\n" in coordinator.log
@@ -308,7 +295,7 @@ def test_an_adopted_attempt_is_masked_with_what_resume_hands_out_again(new_agent
     coordinator.secrets = {"step-1": {"TOKEN": canary}}
     (folder / "script.sh").write_text('echo "$TOKEN"\n')
 
-    new_agent(once=True).run()
+    new_agent().run()
 
     assert coordinator.completions[0]["status"] == "success"
     assert b"***\n" in coordinator.log

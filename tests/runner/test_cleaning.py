@@ -21,7 +21,7 @@ from shared.protocol import Limits
 from tests.runner import test_step_run
 from tests.runner.claims import a_claim
 from tests.runner.state_folder import needs_root
-from tests.runner.test_step_run import attempt, means, run, silent_server, state, wishes  # noqa: F401
+from tests.runner.test_step_run import attempt, means, run, silent_server, wishes  # noqa: F401
 from tests.trip.faults import verb_of
 
 PROMPT_S = 5.0

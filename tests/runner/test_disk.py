@@ -1,19 +1,10 @@
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from runner.disk import MIB, DiskGuard, DiskWatch, bytes_taken, free_bytes
-from tests.runner.state_folder import a_state_folder, layers_of, needs_root
+from tests.runner.state_folder import layers_of, needs_root
 
 PLENTY = 2**60
-
-
-@pytest.fixture
-def state() -> Iterator[Path]:
-    with a_state_folder() as folder:
-        yield folder
 
 
 def fill(path: Path, size: int) -> None:

@@ -9,7 +9,6 @@ import pytest
 from runner.disk import DiskGuard
 from runner.executor.images import registry_of
 from runner.health import Condition, Health, Tried
-from tests.runner.state_folder import a_state_folder
 
 FAILED = {"status": "failed", "reason": "daemon_error"}
 NOT_PULLED = {"status": "failed", "reason": "pull_network"}
@@ -32,12 +31,6 @@ def clock(monkeypatch):
     made = BootClock()
     monkeypatch.setattr(time, "clock_gettime", made)
     return made
-
-
-@pytest.fixture
-def state():
-    with a_state_folder() as folder:
-        yield folder
 
 
 @pytest.fixture

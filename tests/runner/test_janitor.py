@@ -3,28 +3,22 @@
 import os
 import threading
 import time
-from functools import partial
 
 import httpx
 import pytest
 
 from runner.blobs import LocalBlobs
-from runner.cli import make_agent
-from runner.client import Client
 from runner.errors import EngineUnavailable
 from runner.executor.base import Leftover
 from runner.janitor import Janitor
 from runner.journal import Journal, JournalPhase, attempt_dir
 from runner.mounts import mount_overlay, overlays_of, unmount
 from runner.room import Marks
-from runner.settings import Settings
 from runner.spares import Spare
-from runner.state_dir import Identity, save_identity
 from shared.protocol import Mount
 from tests.runner.claims import a_claim
-from tests.runner.state_folder import a_state_folder
+from tests.runner.runners import an_agent
 
-ADDRESS = "http://coordinator.test"
 LONG_AGO_S = 10_000
 
 
@@ -65,21 +59,13 @@ class Engine:
 
 
 @pytest.fixture
-def state():
-    with a_state_folder() as folder:
-        save_identity(folder, Identity("runner-1", "the-secret", ADDRESS))
-        yield folder
-
-
-@pytest.fixture
 def engine():
     return Engine()
 
 
 @pytest.fixture
 def means(state, engine):
-    connect = partial(Client, transport=httpx.MockTransport(lambda request: httpx.Response(204)))
-    made = make_agent(Settings(coordinator=ADDRESS, state=state, executor="process"), connect=connect)._means
+    made = an_agent(state, lambda request: httpx.Response(204))._means
     object.__setattr__(made, "executor", engine)
     yield made
     made.caches.close()

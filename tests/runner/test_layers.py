@@ -1,7 +1,6 @@
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,13 +9,7 @@ from runner.errors import BadSetup, StepError
 from runner.layers import CopyLayers, Layers, check_state_path, choose_layers
 from runner.mounts import find_mount, mounts_below, unmount
 from runner.trees import measure
-from tests.runner.state_folder import MODES, a_state_folder, layers_of, needs_root, read_tree, write_tree
-
-
-@pytest.fixture
-def state() -> Iterator[Path]:
-    with a_state_folder() as folder:
-        yield folder
+from tests.runner.state_folder import MODES, layers_of, needs_root, read_tree, write_tree
 
 
 @pytest.fixture(params=MODES)

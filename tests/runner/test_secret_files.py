@@ -3,15 +3,10 @@
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
-import httpx
 import pytest
 
-from runner.cli import make_agent
-from runner.client import Client
 from runner.errors import StepError
 from runner.executor import secret_files
 from runner.executor.base import name_of
@@ -19,26 +14,18 @@ from runner.executor.launcher import make_attempt_files, read_rc
 from runner.executor.secret_files import SecretFiles
 from runner.journal import Journal, JournalPhase, attempt_dir
 from runner.mounts import find_mount, mounts_below
-from runner.settings import Settings
-from runner.state_dir import Identity, save_identity
 from shared.reasons import Reason
 from tests.runner.claims import a_claim
-from tests.runner.state_folder import a_state_folder, needs_root
+from tests.runner.runners import an_agent
+from tests.runner.state_folder import needs_root
 from tests.runner.test_agent import Polled
 from tests.runner.test_launcher import SHELLS
 
-ADDRESS = "http://coordinator.test"
 NASTY = (
     'it\'s "quoted" $HOME `id` \\ \\n %s ! * ~ # \r\n\t'
     + "".join(map(chr, range(1, 0x100)))
     + "é 🗝 \u2028\nEOF\n$(touch /tmp/PWN)\n\n"
 )
-
-
-@pytest.fixture
-def state() -> Iterator[Path]:
-    with a_state_folder() as folder:
-        yield folder
 
 
 @pytest.fixture
@@ -263,14 +250,11 @@ def test_an_empty_place_that_a_life_was_killed_over_is_seen_and_swept(
 def test_a_runner_removes_the_secrets_of_an_attempt_that_it_was_killed_over_once_it_was_done(
     state: Path,
 ) -> None:
-    save_identity(state, Identity("runner-1", "the-secret", ADDRESS))
     SecretFiles(state, "runner-1").place(name_of("runner-1", "s1", 1), {"A": "canary"}, for_any_user=False)
     journal = Journal.create(attempt_dir(state, "s1", 1), a_claim(step_id="s1").model_dump(mode="json"))
     journal.advance(JournalPhase.DONE)
-    settings = Settings(coordinator=ADDRESS, state=state, executor="process")
-    connect = partial(Client, transport=httpx.MockTransport(Polled()))  # type: ignore[no-untyped-call]
 
-    make_agent(settings, once=True, connect=connect).run()
+    an_agent(state, Polled(), once=True).run()  # type: ignore[no-untyped-call]
 
     assert mounts_below(state) == []
     assert list((state / "secrets").iterdir()) == []

@@ -6,7 +6,7 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,15 +19,9 @@ from runner.source import SourceCache, _is_about_damage
 from shared.protocol import Source
 from shared.reasons import Reason
 from tests.runner.repositories import Repository
-from tests.runner.state_folder import a_state_folder, needs_root, write_tree
+from tests.runner.state_folder import needs_root, write_tree
 
 LOCAL = frozenset({"file", "http", "https", "ssh"})
-
-
-@pytest.fixture
-def state() -> Iterator[Path]:
-    with a_state_folder() as folder:
-        yield folder
 
 
 @pytest.fixture

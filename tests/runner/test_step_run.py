@@ -7,29 +7,24 @@ import os
 import socket
 import threading
 import time
-from functools import partial
 
 import httpx
 import pytest
 
 from runner import deadline, step_run
 from runner.attempt import Attempt
-from runner.cli import make_agent
-from runner.client import Client, Proof
+from runner.client import Proof
 from runner.deadline import boot_s
 from runner.errors import EngineUnavailable, StepError, StillAlive
 from runner.journal import Journal, JournalPhase, attempt_dir
 from runner.mounts import unmount
-from runner.settings import Settings
-from runner.state_dir import Identity, save_identity
 from runner.step_run import StepRun
 from shared.reasons import Reason
 from tests.runner.claims import a_claim
 from tests.runner.repositories import Repository
-from tests.runner.state_folder import a_state_folder, needs_root
+from tests.runner.runners import an_agent
+from tests.runner.state_folder import needs_root
 from tests.trip.faults import verb_of
-
-ADDRESS = "http://coordinator.test"
 
 
 class Coordinator:
@@ -73,13 +68,6 @@ def refusal(status, code, **more):
 
 
 @pytest.fixture
-def state():
-    with a_state_folder() as folder:
-        save_identity(folder, Identity("runner-1", "the-secret", ADDRESS))
-        yield folder
-
-
-@pytest.fixture
 def coordinator():
     return Coordinator()
 
@@ -92,10 +80,7 @@ def wishes():
 
 @pytest.fixture
 def means(state, coordinator, wishes):
-    connect = partial(Client, transport=httpx.MockTransport(coordinator))
-    settings = Settings(coordinator=ADDRESS, state=state, executor="process", **wishes)
-    agent = make_agent(settings, connect=connect)
-    made = agent._means
+    made = an_agent(state, coordinator, **wishes)._means
     made.trash.start()
     yield made
     made.caches.close()

@@ -16,7 +16,7 @@ from runner.step_run import StepRun
 from shared.protocol import Limits
 from shared.reasons import Reason
 from tests.runner.claims import a_claim, an_attempt
-from tests.runner.test_step_run import attempt, coordinator, means, run, state, wishes  # noqa: F401
+from tests.runner.test_step_run import attempt, coordinator, means, run, wishes  # noqa: F401
 
 # Where the runner asks for the time on the wall, and what for: nothing that ends, keeps or deletes work.
 ON_THE_WALL = {

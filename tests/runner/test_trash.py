@@ -5,7 +5,6 @@ import socket
 import stat
 import threading
 from array import array
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,12 +12,6 @@ import pytest
 
 from runner.trash import GET_FLAGS, SET_FLAGS, Trash, remove_tree
 from tests.runner.state_folder import NOBODY, a_state_folder, as_nobody, layers_of, needs_root, write_tree
-
-
-@pytest.fixture
-def state() -> Iterator[Path]:
-    with a_state_folder() as folder:
-        yield folder
 
 
 def test_what_is_thrown_away_has_gone_at_once_and_is_deleted_later(state: Path) -> None:
