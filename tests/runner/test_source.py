@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,7 +32,16 @@ def repository(state: Path) -> Repository:
 
 @pytest.fixture
 def sources(state: Path) -> SourceCache:
-    return SourceCache(state / "state", protocols=LOCAL, run_as=unprivileged_user())
+    return a_source_cache(state)
+
+
+def a_source_cache(state: Path, **chosen: Any) -> SourceCache:
+    return SourceCache(state / "state", protocols=LOCAL, run_as=unprivileged_user(), **chosen)
+
+
+def a_source_cache_at(state: Path, now: Callable[[], float]) -> SourceCache:
+    """Both of its clocks are this one."""
+    return a_source_cache(state, clock=now, steady=now)
 
 
 def test_a_branch_means_its_head_and_follows_it(sources: SourceCache, repository: Repository) -> None:
@@ -354,9 +364,7 @@ def test_files_that_would_land_in_gits_own_folder_are_refused(
 def test_a_commit_with_more_files_than_can_be_written_is_refused_before_it_is_written(
     state: Path, repository: Repository
 ) -> None:
-    sources = SourceCache(
-        state / "state", protocols=LOCAL, run_as=unprivileged_user(), budget=Budget(seconds=100)
-    )
+    sources = a_source_cache(state, budget=Budget(seconds=100))
     blob = repository.git("hash-object", "-w", "--stdin", text="x")
     tree = repository.git("mktree", text="".join(f"100644 blob {blob}\tf{number}\n" for number in range(10)))
     for _ in range(9):
@@ -375,9 +383,7 @@ def test_a_commit_with_more_files_than_can_be_written_is_refused_before_it_is_wr
 
 @pytest.mark.threat("C11")
 def test_a_commit_larger_than_the_budget_is_refused(state: Path, repository: Repository) -> None:
-    sources = SourceCache(
-        state / "state", protocols=LOCAL, run_as=unprivileged_user(), budget=Budget(bytes=1_000_000)
-    )
+    sources = a_source_cache(state, budget=Budget(bytes=1_000_000))
     commit = repository.commit({"big": "0" * 3_000_000})
 
     with pytest.raises(StepError) as caught:
@@ -388,9 +394,7 @@ def test_a_commit_larger_than_the_budget_is_refused(state: Path, repository: Rep
 
 @pytest.mark.threat("C12")
 def test_a_server_that_never_answers_ends_with_the_time_limit(state: Path) -> None:
-    sources = SourceCache(
-        state / "state", protocols=LOCAL, run_as=unprivileged_user(), budget=Budget(seconds=1.5)
-    )
+    sources = a_source_cache(state, budget=Budget(seconds=1.5))
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"http://127.0.0.1:{server.getsockname()[1]}/x.git"
         began = time.monotonic()
@@ -429,12 +433,7 @@ def test_a_login_goes_to_its_own_host_only_and_shows_nowhere(state: Path) -> Non
         login = GitLogin(token="canary-token-1234")
         for host, expected in ((server.host, True), ("127.0.0.1:1", False)):
             server.seen.clear()
-            sources = SourceCache(
-                state / "state",
-                protocols=LOCAL,
-                run_as=unprivileged_user(),
-                credentials=Credentials(git={host: login}),
-            )
+            sources = a_source_cache(state, credentials=Credentials(git={host: login}))
             said: list[str] = []
 
             with pytest.raises(StepError) as caught:
@@ -632,13 +631,7 @@ def test_pruning_drops_what_was_used_longest_ago_and_keeps_what_is_in_use(
     state: Path, repository: Repository
 ) -> None:
     now = [1_000_000.0]
-    sources = SourceCache(
-        state / "state",
-        protocols=LOCAL,
-        run_as=unprivileged_user(),
-        clock=lambda: now[0],
-        steady=lambda: now[0],
-    )
+    sources = a_source_cache_at(state, lambda: now[0])
     source = Source(repo_url=repository.url)
     checkouts = []
     for number in range(4):
@@ -665,9 +658,7 @@ def test_a_checkout_that_is_used_while_others_are_pruned_stays(state: Path, repo
             os.utime(uses.pop(), (now[0], now[0]))
         return now[0]
 
-    sources = SourceCache(
-        state / "state", protocols=LOCAL, run_as=unprivileged_user(), clock=clock, steady=clock
-    )
+    sources = a_source_cache_at(state, clock)
     commit = repository.commit({"a": "1"})
     checkout = sources.checkout(Source(repo_url=repository.url), commit)
     now[0] += 10_000
@@ -686,13 +677,7 @@ def test_a_wall_clock_that_jumps_takes_no_checkout_that_was_just_used(
     state: Path, repository: Repository, jump_s: float
 ) -> None:
     wall, steady = [1_000_000.0], [0.0]
-    sources = SourceCache(
-        state / "state",
-        protocols=LOCAL,
-        run_as=unprivileged_user(),
-        clock=lambda: wall[0],
-        steady=lambda: steady[0],
-    )
+    sources = a_source_cache(state, clock=lambda: wall[0], steady=lambda: steady[0])
     checkout = sources.checkout(Source(repo_url=repository.url), repository.commit({"a": "1"}))
 
     wall[0] += jump_s
@@ -710,13 +695,7 @@ def test_a_checkout_whose_repository_is_in_use_is_left_for_the_next_time(
     state: Path, repository: Repository
 ) -> None:
     now = [1_000_000.0]
-    sources = SourceCache(
-        state / "state",
-        protocols=LOCAL,
-        run_as=unprivileged_user(),
-        clock=lambda: now[0],
-        steady=lambda: now[0],
-    )
+    sources = a_source_cache_at(state, lambda: now[0])
     checkout = sources.checkout(Source(repo_url=repository.url), repository.commit({"a": "1"}))
     now[0] += 10_000
     (lock,) = (state / "state" / "sources").glob("*.lock")
@@ -745,12 +724,6 @@ def test_a_checkout_holds_links_as_links(sources: SourceCache, repository: Repos
     checkout = sources.checkout(Source(repo_url=repository.url), commit)
 
     assert (checkout.path / "out").readlink() == Path("/etc")
-
-
-def a_source_cache(state: Path, clock: Callable[[], float]) -> SourceCache:
-    """Both of its clocks are this one."""
-    folder = state / "state"
-    return SourceCache(folder, protocols=LOCAL, run_as=unprivileged_user(), clock=clock, steady=clock)
 
 
 def _git(folder: Path, *arguments: str) -> str:
