@@ -11,6 +11,7 @@ from coordinator.actions.forget_secrets import forget_secrets
 from coordinator.api.state import AppState
 from coordinator.bell import READY
 from coordinator.errors import CoordinatorError
+from coordinator.store.login_counts import delete_old_counts
 from coordinator.watch import Watch
 
 log = structlog.get_logger()
@@ -18,6 +19,7 @@ log = structlog.get_logger()
 EVERY_S = 1.0
 SWEEP_EVERY_S = 600.0
 UPLOAD_LIFE_S = 24 * 3600.0
+MOST_BATCHES = 200
 
 
 async def do_chores(state: AppState) -> None:
@@ -30,6 +32,7 @@ async def do_chores(state: AppState) -> None:
             swept_at = time.monotonic()
             await _try(_sweep_uploads, state)
             await _try(_forget_secrets, state)
+            await _try(delete_old, state, delete_old_counts)
 
 
 async def _try(chore: Callable[..., Awaitable[None]], *about: object) -> None:
@@ -54,3 +57,10 @@ async def _sweep_uploads(state: AppState) -> None:
 
 async def _forget_secrets(state: AppState) -> None:
     await state.lanes.write(partial(forget_secrets, now=state.clock()))
+
+
+async def delete_old(state: AppState, delete_some: Callable[..., int]) -> None:
+    """Batch by batch, as others write in between; what is left waits for the next sweep."""
+    for _ in range(MOST_BATCHES):
+        if not await state.lanes.write(partial(delete_some, now=state.clock())):
+            return

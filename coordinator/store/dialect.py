@@ -3,7 +3,7 @@
 import importlib
 import json
 import sqlite3
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from sqlalchemy import (
+    ColumnElement,
     Connection,
     Engine,
     Select,
@@ -198,6 +199,29 @@ def listed(tx: Session, ids: Collection[str]) -> Select[tuple[str]]:
             column("value", String)
         )
     return select(rows.c.value)
+
+
+def insert_or_change(
+    tx: Session,
+    table: Table,
+    row: Mapping[str, Any],
+    change: Mapping[str, Any],
+    *,
+    only_if: ColumnElement[bool],
+) -> bool:
+    """Insert `row`, or change the one that has its key where `only_if` holds for it; False: neither was done.
+
+    One statement, so that nothing comes in between: of two at once the second sees what the first has done.
+    """
+    dialect = tx.get_bind().dialect.name
+    insert: Any = sqlite.insert if dialect == "sqlite" else postgresql.insert
+    statement = (
+        insert(table)
+        .values(row)
+        .on_conflict_do_update(index_elements=list(table.primary_key), set_=change, where=only_if)
+        .returning(*table.primary_key)
+    )
+    return tx.connection().execute(statement).first() is not None
 
 
 def insert_if_absent(tx: Session, table: Table, row: dict[str, Any]) -> bool:
