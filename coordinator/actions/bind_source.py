@@ -24,7 +24,7 @@ def bind_source(
             "the commit is not the one that was asked for",
             details=(Fault("commit", f"must begin with {wanted}"),),
         )
-    bound, is_new = builds.bind_commit(tx, step.build_id, commit)
+    bound, is_new = builds.bind_commit(tx, step.build_id, commit, now=now)
     if is_new:
         about = {"buildId": build.id, "commit": bound}
         audit.record(tx, caller, "build.commit_bound", now=now, project_id=build.project_id, **about)

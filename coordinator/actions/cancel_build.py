@@ -26,11 +26,20 @@ def cancel_build(tx: Session, caller: Caller, build_id: str, *, now: datetime) -
     if state.is_final:
         raise Conflict(f"the build has ended as {state}")
     cancel_id = new_id()
-    builds.move_build(tx, build_id, BuildEvent.REQUEST_CANCEL, cancel_requested_at=now, cancel_id=cancel_id)
+    asked = {"cancel_requested_at": now, "cancel_id": cancel_id}
+    builds.move_build(tx, build_id, BuildEvent.REQUEST_CANCEL, now=now, **asked)
     _stop_steps(tx, build_id, cancel_id, now=now)
     audit.record(tx, caller, "build.cancelled", now=now, project_id=held.project_id, buildId=build_id)
     settle_build(tx, build_id, [], reason=Reason.CANCELLED, now=now)
     return _fresh(tx, build_id)
+
+
+def cancel_unfinished_build(tx: Session, caller: Caller, build_id: str, *, now: datetime) -> Build:
+    """`cancel_build` for who is told of every build that has ended, also of one that was cancelled."""
+    get_visible_build(tx, caller, build_id)
+    if BuildState(builds.lock_build(tx, build_id).state).is_final:
+        raise Conflict("the build has ended")
+    return cancel_build(tx, caller, build_id, now=now)
 
 
 def _stop_steps(tx: Session, build_id: str, cancel_id: str, *, now: datetime) -> None:

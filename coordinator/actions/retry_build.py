@@ -43,7 +43,7 @@ def retry_build(
     _require_any(again, which)
     _require_outputs(build, [row for row in current if row.id not in again])
     _require_room(tx, build_id, len(again))
-    _open_round(tx, build)
+    _open_round(tx, build, now=now)
     carried = rounds.carry_steps(tx, build_id, round_number=build.round + 1)
     fresh = _insert_rows(tx, build, current, arrows, again, now=now)
     rounds.turn_arrows(tx, build_id, {row.id: arrows.get(row.id, ()) for row in carried}, fresh)
@@ -134,11 +134,12 @@ def _with_linked(step_ids: Collection[str], links: Mapping[str, Sequence[str]]) 
     return found
 
 
-def _open_round(tx: Session, build: Build) -> None:
+def _open_round(tx: Session, build: Build, *, now: datetime) -> None:
     moved = builds.move_build(
         tx,
         build.id,
         BuildEvent.RETRY,
+        now=now,
         round=build.round + 1,
         reason=None,
         cancel_id=None,

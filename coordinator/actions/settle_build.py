@@ -38,7 +38,7 @@ def settle_build(
         BuildState.SUCCEEDED: None,
         BuildState.CANCELLED: str(Reason.CANCELLED),
     }.get(outcome, steps.find_first_reason(tx, build_id) or reason)
-    if builds.move_build(tx, build_id, event, finished_at=now, reason=said):
+    if builds.move_build(tx, build_id, event, now=now, finished_at=now, reason=said):
         audit.record(
             tx,
             SYSTEM,

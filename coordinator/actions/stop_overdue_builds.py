@@ -34,7 +34,7 @@ def stop_overdue_builds(tx: Session, site: Site, *, now: datetime, since: dateti
 
 def _stop(tx: Session, build: Any, *, now: datetime) -> int:
     builds.lock_build(tx, build.id)
-    if not deadlines.mark_build_overdue(tx, build.id):
+    if not deadlines.mark_build_overdue(tx, build.id, now=now):
         return 0
     stops.end_waiting(tx, build.id, StepEvent.SKIP, reason=Reason.BUILD_TIMEOUT, now=now)
     stops.request_stop_of_build(tx, build.id, reason=Reason.BUILD_TIMEOUT, now=now)

@@ -52,10 +52,10 @@ STEP_TRANSITIONS: dict[StepEvent, tuple[frozenset[StepState], StepState]] = {
 BUILD_TRANSITIONS: dict[BuildEvent, tuple[frozenset[BuildState], BuildState]] = {
     BuildEvent.QUEUE: (frozenset({B.CREATED}), B.QUEUED),
     BuildEvent.BEGIN: (frozenset({B.QUEUED}), B.RUNNING),
-    BuildEvent.REQUEST_CANCEL: (frozenset({B.QUEUED, B.RUNNING}), B.CANCELLING),
+    BuildEvent.REQUEST_CANCEL: (frozenset({B.CREATED, B.QUEUED, B.RUNNING}), B.CANCELLING),
     BuildEvent.SUCCEED: (frozenset({B.QUEUED, B.RUNNING}), B.SUCCEEDED),
     BuildEvent.FAIL: (frozenset({B.QUEUED, B.RUNNING}), B.FAILED),
-    BuildEvent.CANCEL: (frozenset({B.CREATED, B.QUEUED, B.RUNNING, B.CANCELLING}), B.CANCELLED),
+    BuildEvent.CANCEL: (frozenset({B.QUEUED, B.RUNNING, B.CANCELLING}), B.CANCELLED),
     BuildEvent.RETRY: (frozenset({B.QUEUED, B.RUNNING, B.SUCCEEDED, B.FAILED, B.CANCELLED}), B.QUEUED),
 }
 

@@ -73,7 +73,7 @@ _BEGIN_SOURCES, _BEGIN_TARGET = BUILD_TRANSITIONS[BuildEvent.BEGIN]
 _BEGIN = (
     update(BUILDS)
     .where(given_any(BUILDS.c.id), among(BUILDS.c.state, _BEGIN_SOURCES))
-    .values(state=_BEGIN_TARGET, **new_values(BUILDS, ["started_at"]))
+    .values(state=_BEGIN_TARGET, **new_values(BUILDS, ["started_at", "updated_at"]))
 )
 
 
@@ -90,9 +90,10 @@ def lock_build_of(tx: Session, step_id: str) -> None:
     _LOCK_OF.first(tx, {"the_id": step_id})
 
 
-def move_build(tx: Session, build_id: str, event: BuildEvent, **values: Any) -> bool:
+def move_build(tx: Session, build_id: str, event: BuildEvent, *, now: datetime, **values: Any) -> bool:
     """Apply `event` if the build stands where it may; False when it does not."""
     which = {"the_id": build_id}
+    values["updated_at"] = now
     return _move(event, tuple(values)).run(tx, which | as_new(values)) == 1
 
 
@@ -108,15 +109,16 @@ def _move(event: BuildEvent, names: tuple[str, ...]) -> Prepared:
 
 def begin_builds(tx: Session, build_ids: set[str], *, now: datetime) -> None:
     """The first claim of a build makes it run."""
-    tx.connection().execute(_BEGIN, {"any_id": sorted(build_ids), "new_started_at": now})
+    moments = as_new({"started_at": now, "updated_at": now})
+    tx.connection().execute(_BEGIN, {"any_id": sorted(build_ids)} | moments)
 
 
-def bind_commit(tx: Session, build_id: str, commit: str) -> tuple[str, bool]:
+def bind_commit(tx: Session, build_id: str, commit: str, *, now: datetime) -> tuple[str, bool]:
     """Let the first commit that is named bind the build; returns the one that binds and if it is new."""
     statement = (
         update(BUILDS)
         .where(BUILDS.c.id == build_id, BUILDS.c.commit_hash.is_(None))
-        .values(commit_hash=commit)
+        .values(commit_hash=commit, updated_at=now)
     )
     is_new = tx.connection().execute(statement).rowcount == 1
     bound = tx.connection().execute(core_select(BUILDS.c.commit_hash).where(BUILDS.c.id == build_id))

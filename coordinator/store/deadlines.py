@@ -158,7 +158,7 @@ def list_overdue_builds(tx: Session, *, now: datetime, limit: int) -> list[Any]:
     return list(tx.connection().execute(statement).all())
 
 
-def mark_build_overdue(tx: Session, build_id: str) -> bool:
+def mark_build_overdue(tx: Session, build_id: str, *, now: datetime) -> bool:
     """Give the build its reason; False when it no longer runs, or has it already."""
     statement = (
         update(BUILDS)
@@ -167,7 +167,7 @@ def mark_build_overdue(tx: Session, build_id: str) -> bool:
             BUILDS.c.state == BuildState.RUNNING,
             or_(BUILDS.c.reason.is_(None), BUILDS.c.reason != Reason.BUILD_TIMEOUT),
         )
-        .values(reason=Reason.BUILD_TIMEOUT)
+        .values(reason=Reason.BUILD_TIMEOUT, updated_at=now)
     )
     return tx.connection().execute(statement).rowcount == 1
 

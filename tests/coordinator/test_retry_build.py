@@ -536,7 +536,7 @@ def test_a_carried_step_whose_runner_falls_silent_runs_again_in_the_new_round(mi
 
 def test_the_definition_is_the_copied_one_and_the_commit_stays(mill: Mill) -> None:
     build = mill.a_build(a_spec(test=[]), repo_url="https://example.org/r.git", branch="main")
-    mill.tx(builds.bind_commit, build.id, "a" * 40)
+    mill.now(builds.bind_commit, build.id, "a" * 40)
     run(mill, "test")
     mill.now(
         change_workflow,

@@ -43,7 +43,7 @@ def test_every_event_moves_a_build_from_its_sources_to_its_target_and_from_nowhe
     def moves(event: BuildEvent, state: BuildState) -> tuple[bool, str]:
         def action(tx: object) -> tuple[bool, str]:
             tx.connection().execute(update(BUILDS).where(BUILDS.c.id == build_id).values(state=state))  # type: ignore[attr-defined]
-            moved = builds.move_build(tx, build_id, event)  # type: ignore[arg-type]
+            moved = builds.move_build(tx, build_id, event, now=mill.clock())  # type: ignore[arg-type]
             return moved, builds.lock_build(tx, build_id).state  # type: ignore[arg-type]
 
         return mill.tx(action)
