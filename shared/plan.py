@@ -116,7 +116,7 @@ _PLAIN = {
 def _plain(item: Any) -> str:
     if item["type"] in _PLAIN:
         return _PLAIN[item["type"]]
-    message = str(item["msg"])
+    message = str(item["msg"]).removeprefix("Value error, ")
     return message[:1].lower() + message[1:]
 
 

@@ -210,11 +210,11 @@ def commit_hash(text: str) -> str:
     return text
 
 
-def branch_name(text: str) -> str:
-    """Accept what git accepts as the name of a branch, however odd it looks."""
+def branch_name(text: str, *, longest: int = _BRANCH_LIMIT) -> str:
+    """Accept what git accepts as the name of a branch, however odd it looks; `longest` counts bytes."""
     refuse_unshowable("the branch", text)
-    if not text or len(text.encode("utf-8")) > _BRANCH_LIMIT:
-        raise InvalidReference(f"the name of a branch is 1 to {_BRANCH_LIMIT} bytes long")
+    if not text or len(text.encode("utf-8")) > longest:
+        raise InvalidReference(f"the name of a branch is 1 to {longest} bytes long")
     if text.startswith("-"):
         raise InvalidReference("the name of a branch must not start with a hyphen")
     if text in ("@", "HEAD"):
