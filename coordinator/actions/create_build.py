@@ -1,4 +1,4 @@
-"""A new build of a workflow: everything it needs is copied in, and its first steps are ready."""
+"""A new build of a workflow: everything it needs is copied in."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from coordinator.errors import Invalid, NotFound
 from coordinator.rules.access import Caller
 from coordinator.site import Site
 from coordinator.store import audit, builds, images, projects, steps, workflows
-from coordinator.tables import Build, DockerImage, Project
+from coordinator.tables import Build, DockerImage, Project, Workflow
 from shared.faults import Fault
 from shared.ids import new_id
 from shared.plan import InvalidPlan, Plan, plan_steps
@@ -35,10 +35,29 @@ class BuildRequest:
 def create_build(
     tx: Session, site: Site, caller: Caller, project_id: str, request: BuildRequest, *, now: datetime
 ) -> Build:
-    """Make the build and its steps. Later changes of workflow or image never change it."""
+    """Make the build, and let runners have its first steps."""
     project = projects.get_project(tx, caller, project_id)
-    request = _canonical(site, request)
+    request = canonical(site, request)
     workflow = _workflow_of(tx, project, request.workflow_id)
+    return insert_build(tx, site, caller, project, workflow, request, state=BuildState.QUEUED, now=now)
+
+
+def insert_build(
+    tx: Session,
+    site: Site,
+    caller: Caller,
+    project: Project,
+    workflow: Workflow,
+    request: BuildRequest,
+    *,
+    state: BuildState,
+    retry_of: str | None = None,
+    now: datetime,
+) -> Build:
+    """Write down the build and its steps. Later changes of workflow or image never change it.
+
+    One that is only CREATED waits to be started: none of its steps is ready. The request is canonical.
+    """
     plan, found = _plan(tx, site, project, workflows.get_steps(tx, workflow))
     build = Build(
         id=new_id(),
@@ -46,11 +65,13 @@ def create_build(
         workflow_id=workflow.id,
         workflow_version=workflow.version,
         number=projects.take_build_number(tx, project.id),
-        state=BuildState.QUEUED,
+        state=state,
+        retry_of=retry_of,
         commit_message=request.commit_message,
         commit_author=request.commit_author,
         timeout_s=request.timeout_seconds,
         created_at=now,
+        updated_at=now,
         **_source(project, request),
     )
     builds.insert_build(tx, build)
@@ -65,11 +86,12 @@ def create_build(
         buildId=build.id,
         number=build.number,
         workflowId=workflow.id,
+        retryOf=retry_of,
     )
     return build
 
 
-def _canonical(site: Site, request: BuildRequest) -> BuildRequest:
+def canonical(site: Site, request: BuildRequest) -> BuildRequest:
     """The request with its references in their canonical form, or Invalid with every fault."""
     protocols = site.settings.allowed_git_protocols
     checks: tuple[tuple[str, str, Callable[[str], str]], ...] = (
@@ -150,7 +172,7 @@ def _insert_steps(
     rows, labels, dependencies = [], [], []
     for planned, step_id in zip(plan.steps, ids, strict=True):
         spec = planned.spec
-        is_ready = not planned.depends_on
+        is_ready = build.state == BuildState.QUEUED and not planned.depends_on
         rows.append(
             {
                 "id": step_id,

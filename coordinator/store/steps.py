@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Integer, UpdateBase, bindparam, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Integer, UpdateBase, bindparam, exists, func, insert, literal_column, or_, select, update
 from sqlalchemy.engine import Row
 from sqlmodel import Session
 
@@ -14,15 +14,17 @@ from coordinator.rules.transitions import STEP_TRANSITIONS, StepEvent
 from coordinator.store.prepared import Found, Prepared
 from coordinator.store.rounds import IS_LATEST
 from coordinator.store.statements import among, as_new, given, given_any, new_values
-from coordinator.tables import Step, StepDependency, StepLabel, table_of
+from coordinator.tables import Project, Step, StepDependency, StepLabel, table_of
 from shared.states import LEASED_STEP_STATES, StepState
 
 STEPS = table_of(Step)
 LABELS = table_of(StepLabel)
 DEPENDENCIES = table_of(StepDependency)
+PROJECTS = table_of(Project)
 _WAITING = STEPS.alias("waiting")
 
 _IS_IT = STEPS.c.id == given(STEPS.c.id)
+_TENANT = select(PROJECTS.c.tenant_id).where(PROJECTS.c.id == given(PROJECTS.c.id))
 _OF_BUILD = STEPS.c.build_id == given(STEPS.c.build_id)
 _FIND = Prepared(select(STEPS).where(_IS_IT))
 _LIST = select(STEPS).where(_OF_BUILD, IS_LATEST).order_by(STEPS.c.position)
@@ -70,7 +72,7 @@ _TOUCH = (
 )
 
 
-def _build_claim() -> UpdateBase:
+def _build_claim(*conditions: ColumnElement[bool]) -> UpdateBase:
     """One guarded statement; the materialised part keeps Postgres from looking, and claiming, twice."""
     now = bindparam("now", type_=STEPS.c.claimed_at.type)
     has_label = LABELS.c.label.in_(bindparam("labels", type_=LABELS.c.label.type, expanding=True))
@@ -82,6 +84,7 @@ def _build_claim() -> UpdateBase:
             or_(STEPS.c.not_before.is_(None), STEPS.c.not_before <= now),
             STEPS.c.label_count >= bindparam("fewest_labels", type_=Integer()),
             or_(STEPS.c.label_count == 0, ~lacks_label),
+            *conditions,
         )
         .order_by(STEPS.c.ready_at, STEPS.c.id)
         .limit(bindparam("most", type_=Integer()))
@@ -90,9 +93,10 @@ def _build_claim() -> UpdateBase:
         .prefix_with("MATERIALIZED")
     )
     sources, target = STEP_TRANSITIONS[StepEvent.CLAIM]
+    is_ready = STEPS.c.state.concat("").in_(sources)  # not by index: SQLite would walk the whole queue again
     return (
         update(STEPS)
-        .where(STEPS.c.id.in_(select(ready.c.id)), among(STEPS.c.state, sources))
+        .where(STEPS.c.id.in_(select(ready.c.id)), is_ready)
         .values(
             state=target,
             attempt=STEPS.c.attempt + 1,
@@ -112,6 +116,9 @@ def _build_claim() -> UpdateBase:
 
 
 _CLAIM = _build_claim()
+_CLAIM_OF_TENANT = _build_claim(  # along a queue of its own, whose index wants its state as a word
+    STEPS.c.tenant_id == given(STEPS.c.tenant_id), STEPS.c.state == literal_column(f"'{StepState.READY}'")
+)
 
 
 def insert_steps(
@@ -120,8 +127,10 @@ def insert_steps(
     labels: Sequence[dict[str, Any]],
     dependencies: Sequence[dict[str, Any]],
 ) -> None:
+    """The steps of one build; each is given the tenant of their project, which decides who may take it."""
     connection = tx.connection()
-    connection.execute(insert(STEPS), list(steps))
+    tenant_id = connection.execute(_TENANT, {"the_id": steps[0]["project_id"]}).scalar_one()
+    connection.execute(insert(STEPS), [{**step, "tenant_id": tenant_id} for step in steps])
     if labels:
         connection.execute(insert(LABELS), list(labels))
     if dependencies:
@@ -164,11 +173,17 @@ def claim_steps(
     only_labelled: bool,
     limit: int,
     now: datetime,
+    tenant_id: str | None = None,
 ) -> list[Row[Any]]:
-    """Give up to `limit` ready steps to this runner, each with a new attempt, oldest first."""
+    """Give up to `limit` ready steps to this runner, each with a new attempt, oldest first.
+
+    Only steps of this tenant, if the runner serves but one.
+    """
     which = {"now": now, "labels": list(labels), "fewest_labels": int(only_labelled), "most": limit}
     values = as_new({"runner_id": runner_id, "request_id": request_id})
-    claimed = tx.connection().execute(_CLAIM, which | values).all()
+    claim = _CLAIM if tenant_id is None else _CLAIM_OF_TENANT
+    of_tenant = {} if tenant_id is None else {"the_tenant_id": tenant_id}
+    claimed = tx.connection().execute(claim, which | of_tenant | values).all()
     return sorted(claimed, key=lambda step: (step.ready_at, step.id))
 
 
@@ -261,6 +276,16 @@ def list_steps_by_id(tx: Session, step_ids: Sequence[str]) -> dict[str, Row[Any]
         return {}
     rows = tx.connection().execute(_BY_ID, {"any_id": list(step_ids)}).all()
     return {row.id: row for row in rows}
+
+
+def unblock_first(tx: Session, build_id: str, *, now: datetime) -> None:
+    """Let runners have the steps of this build that depend on none."""
+    sources, target = STEP_TRANSITIONS[StepEvent.UNBLOCK]
+    tx.connection().execute(
+        update(STEPS)
+        .where(STEPS.c.build_id == build_id, STEPS.c.dependency_count == 0, among(STEPS.c.state, sources))
+        .values(state=target, ready_at=now)
+    )
 
 
 def list_dependents(tx: Session, step_ids: Sequence[str]) -> dict[str, list[StepState]]:
