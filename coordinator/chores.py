@@ -11,6 +11,7 @@ from coordinator.actions.forget_secrets import forget_secrets
 from coordinator.api.state import AppState
 from coordinator.bell import READY
 from coordinator.errors import CoordinatorError
+from coordinator.store.kept_answers import delete_old_answers
 from coordinator.store.login_counts import delete_old_counts
 from coordinator.watch import Watch
 
@@ -33,6 +34,7 @@ async def do_chores(state: AppState) -> None:
             await _try(_sweep_uploads, state)
             await _try(_forget_secrets, state)
             await _try(delete_old, state, delete_old_counts)
+            await _try(delete_old, state, delete_old_answers)
 
 
 async def _try(chore: Callable[..., Awaitable[None]], *about: object) -> None:

@@ -115,16 +115,6 @@ class Settings(BaseSettings):
         int, Field(ge=1, le=720, description="Hours for which the answer to an `Idempotency-Key` is kept")
     ] = 24
 
-    login_failures: Annotated[
-        int, Field(ge=1, le=10**6, description="Failed logins of one account within a window")
-    ] = 10
-    login_failures_peer: Annotated[
-        int, Field(ge=1, le=10**6, description="Failed logins from one address within a window")
-    ] = 50
-    login_window_minutes: Annotated[
-        int, Field(ge=1, le=1440, description="Minutes of the window in which failed logins are counted")
-    ] = 15
-
     @property
     def allowed_git_protocols(self) -> frozenset[str]:
         return frozenset(part.strip() for part in self.git_protocols.split(",") if part.strip())
