@@ -3,7 +3,7 @@
 import importlib
 import json
 import sqlite3
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ from sqlmodel import Session
 
 SAFE_SQLITE = (3, 51, 3)  # older ones can lose committed data with several connections in WAL mode
 _EXAMPLES = "write sqlite:////path/to/file.db or postgresql://user:password@host/name"
+_READ_ONLY = "-c statement_timeout=600s -c default_transaction_read_only=on -c timezone=UTC"
 _RETRIABLE_SQLSTATES = frozenset({"40001", "40P01", "55P03"})
 # only for reading, as after a failover; the transaction lay idle for too long
 _OUTAGE_SQLSTATES = frozenset({"25006", "25P03"})
@@ -73,6 +74,34 @@ def open_database(url: str, *, readers: int = 2, writers: int = 4) -> Database:
     raise UnusableDatabase(f"{parsed.get_backend_name()} is not supported; {_EXAMPLES}")
 
 
+def open_to_look(url: str) -> Engine:
+    """A database that is there already, beside whoever writes to it, or UnusableDatabase.
+
+    Nothing can be changed over it, and no file is made.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise UnusableDatabase(f"this is no database URL; {_EXAMPLES}") from error
+    if parsed.get_backend_name() == "sqlite":
+        if not parsed.database or not Path(parsed.database).is_file():
+            raise UnusableDatabase(f"there is no database {parsed.database}")
+        engine = create_engine(
+            parsed, module=_sqlite_module(), pool_size=1, connect_args={"check_same_thread": False}
+        )
+        _set_manners(engine, begin="BEGIN", pragmas=("busy_timeout=10000", "query_only=ON"))
+        return engine
+    if parsed.get_backend_name() in ("postgres", "postgresql"):
+        options = {"connect_timeout": 10, "application_name": "buildmill", "options": _READ_ONLY}
+        return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_size=1, connect_args=options)
+    raise UnusableDatabase(f"{parsed.get_backend_name()} is not supported; {_EXAMPLES}")
+
+
+def is_sqlite(connection: Connection) -> bool:
+    """For a migration that has to say something in the words of each database."""
+    return connection.dialect.name == "sqlite"
+
+
 @contextmanager
 def saying_what_is_wrong() -> Iterator[None]:
     """While a database is opened and migrated: what an operator can mend becomes UnusableDatabase."""
@@ -108,18 +137,23 @@ def _open_sqlite(url: URL) -> Database:
 
 
 def _give_manners(engine: Engine, *, begin: str, journal: str) -> None:
+    pragmas = (
+        "busy_timeout=10000",
+        f"journal_mode={journal}",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        "cache_size=-65536",
+        "temp_store=MEMORY",
+    )
+    _set_manners(engine, begin=begin, pragmas=pragmas)
+
+
+def _set_manners(engine: Engine, *, begin: str, pragmas: Sequence[str]) -> None:
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # we say BEGIN ourselves, below
         cursor = connection.cursor()
-        for pragma in (
-            "busy_timeout=10000",
-            f"journal_mode={journal}",
-            "synchronous=FULL",
-            "foreign_keys=ON",
-            "cache_size=-65536",
-            "temp_store=MEMORY",
-        ):
+        for pragma in pragmas:
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
@@ -187,6 +221,25 @@ def hold_names(tx: Session, names: Collection[str]) -> None:
     statement = text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
     for name in sorted(names):
         tx.connection().execute(statement, {"name": name})
+
+
+def hold_if_free(tx: Session, name: str) -> bool:
+    """True when nobody else holds the name until the transaction ends; never waits."""
+    if tx.get_bind().dialect.name == "sqlite":
+        return True  # one writes at a time
+    statement = text("SELECT pg_try_advisory_xact_lock(hashtextextended(:name, 0))")
+    return bool(tx.connection().execute(statement, {"name": name}).scalar_one())
+
+
+def has_triggers(tx: Session, table: str, names: Collection[str]) -> bool:
+    """True when the table has all of these triggers, and none of them was switched off."""
+    if tx.get_bind().dialect.name == "sqlite":
+        statement = text("SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = :table")
+    else:
+        statement = text(
+            "SELECT tgname FROM pg_trigger WHERE tgrelid = to_regclass(:table) AND tgenabled <> 'D'"
+        )
+    return set(names) <= set(tx.connection().execute(statement, {"table": table}).scalars())
 
 
 def listed(tx: Session, ids: Collection[str]) -> Select[tuple[str]]:

@@ -3,6 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
+from coordinator.store.dialect import is_sqlite
 from coordinator.tables import UtcDateTime
 
 revision = "0003"
@@ -15,6 +16,8 @@ def upgrade() -> None:
     _people()
     _protection()
     _columns()
+    _name_tenants()
+    keep_the_trail()
     op.execute(
         "UPDATE builds SET updated_at = coalesce(finished_at, cancel_requested_at, started_at, created_at)"
     )
@@ -184,3 +187,64 @@ def _columns() -> None:
         batch_op.create_foreign_key(
             batch_op.f("fk_runners_tenant_id_tenants"), "tenants", ["tenant_id"], ["id"]
         )
+
+
+def _name_tenants() -> None:
+    """What the coordinator itself or a runner did in a project belongs to the project's tenant."""
+    op.execute(
+        "UPDATE audit_logs SET tenant_id = "
+        "(SELECT projects.tenant_id FROM projects WHERE projects.id = audit_logs.project_id) "
+        "WHERE tenant_id IS NULL AND project_id IS NOT NULL"
+    )
+
+
+_NEVER = "the audit trail is append-only"
+_WAS_UNSEALED = "OLD.chain IS NULL AND OLD.seq IS NULL AND OLD.hash IS NULL"
+_IS_SEALED = "NEW.chain IS NOT NULL AND NEW.seq IS NOT NULL AND NEW.hash IS NOT NULL"
+_SAYINGS = ("id", "tenant_id", "project_id", "action", "actor", "address", "created_at")
+
+
+def keep_the_trail() -> None:
+    """Rows of the trail stay as they are; the one change is their place in the chain, and it comes once.
+
+    Whatever makes the table anew loses this and has to say it again.
+    """
+    if is_sqlite(op.get_bind()):
+        _keep_on_sqlite()
+    else:
+        _keep_on_postgres()
+
+
+def _keep_on_sqlite() -> None:
+    """A row that is replaced goes without a word to the triggers, so nothing may be there to replace."""
+    same = " AND ".join(f"NEW.{name} IS OLD.{name}" for name in (*_SAYINGS, "details"))
+    is_there = "EXISTS (SELECT 1 FROM audit_logs WHERE id = NEW.id)"
+    is_taken = is_there.replace("id = NEW.id", "chain = NEW.chain AND seq = NEW.seq AND seq IS NOT NULL")
+    is_first = f"{_WAS_UNSEALED} AND {_IS_SEALED} AND {same} AND NOT {is_taken}"
+    is_new = "NEW.chain IS NULL AND NEW.seq IS NULL AND NEW.hash IS NULL"
+    for name, when in (
+        ("audit_logs_no_delete", "DELETE ON audit_logs"),
+        ("audit_logs_no_change", f"UPDATE ON audit_logs WHEN NOT ({is_first})"),
+        ("audit_logs_no_replace", f"INSERT ON audit_logs WHEN NOT ({is_new}) OR {is_there}"),
+    ):
+        op.execute(f"CREATE TRIGGER {name} BEFORE {when} BEGIN SELECT RAISE(ABORT, '{_NEVER}'); END")
+
+
+def _keep_on_postgres() -> None:
+    same = " AND ".join(f"NEW.{name} IS NOT DISTINCT FROM OLD.{name}" for name in _SAYINGS)
+    same += " AND NEW.details::text IS NOT DISTINCT FROM OLD.details::text"
+    is_new = "NEW.chain IS NULL AND NEW.seq IS NULL AND NEW.hash IS NULL"
+    op.execute(
+        "CREATE FUNCTION audit_logs_refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN RAISE EXCEPTION '{_NEVER}'; END $$"
+    )
+    for name, when in (
+        ("audit_logs_no_delete", "DELETE ON audit_logs FOR EACH ROW"),
+        ("audit_logs_no_truncate", "TRUNCATE ON audit_logs FOR EACH STATEMENT"),
+        (
+            "audit_logs_no_change",
+            f"UPDATE ON audit_logs FOR EACH ROW WHEN (NOT ({_WAS_UNSEALED} AND {_IS_SEALED} AND {same}))",
+        ),
+        ("audit_logs_no_replace", f"INSERT ON audit_logs FOR EACH ROW WHEN (NOT ({is_new}))"),
+    ):
+        op.execute(f"CREATE TRIGGER {name} BEFORE {when} EXECUTE FUNCTION audit_logs_refuse()")
