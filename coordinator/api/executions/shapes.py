@@ -25,3 +25,7 @@ class ErrorBody(Shape):
     timestamp: Annotated[str, Field(description="When it happened, RFC 3339 in UTC")]
     trace_id: Annotated[str, Field(description="Stands in the coordinator's log as well")]
     details: Annotated[dict[str, str], Field(description="The reason by the path of each field at fault")]
+
+
+class Nothing(Input):
+    """A body that may as well be left out."""
