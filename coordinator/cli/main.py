@@ -11,7 +11,10 @@ COMMANDS = {
     "migrate": ("coordinator.cli.serve", "migrate_command"),
     "retention": ("coordinator.cli.retention", "retention_command"),
     "runner": ("runner.cli", "runner"),
+    "tenant": ("coordinator.cli.accounts", "tenant"),
+    "token": ("coordinator.cli.accounts", "token"),
     "up": ("coordinator.cli.up", "up"),
+    "user": ("coordinator.cli.accounts", "user"),
     "watch": ("coordinator.cli.remote", "watch"),
 }
 

@@ -46,6 +46,7 @@ def coordinator(**options: Any) -> None:
     """
     from coordinator.api.server import make_server
     from coordinator.app import create_app
+    from coordinator.cli.administer import known_as
 
     settings = read_settings(options)
     refuse_open_doors(settings)
@@ -60,7 +61,8 @@ def coordinator(**options: Any) -> None:
             header_deadline_s=settings.header_deadline,
         )
         click.echo(f"coordinator: {address_of(door)}  data: {settings.data.absolute()}")
-        server.run(sockets=[door])
+        with known_as(settings, address_of(door)):
+            server.run(sockets=[door])
 
 
 @click.command("migrate")

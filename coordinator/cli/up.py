@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -10,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import uvicorn
@@ -25,6 +26,9 @@ from coordinator.cli.serve import (
     read_settings,
     refuse_open_doors,
 )
+
+if TYPE_CHECKING:
+    from coordinator.api.state import AppState
 
 READY_S = 60.0
 STOP_S = 30.0
@@ -62,6 +66,7 @@ def up(slots: int, executor: str, state: Path | None, **options: Any) -> None:
     """
     from coordinator.api.server import make_server
     from coordinator.app import create_app
+    from coordinator.cli.administer import known_as
 
     settings = read_settings(options)
     refuse_open_doors(settings)
@@ -80,12 +85,33 @@ def up(slots: int, executor: str, state: Path | None, **options: Any) -> None:
         folder = state or default_runner_state(settings.data.absolute())
         runner = _start_runner(address, folder, slots, executor, settings.data)
         click.echo(f"up: {address}  try it: {address}/docs")
+        _say_first_account(app.state.coordinator, address)
         click.echo("up: interrupt once to finish what runs, twice to stop it")
         _stop_in_order(runner)
-        code = _wait(runner, thread)
+        with known_as(settings, address):
+            code = _wait(runner, thread)
         server.should_exit = True
         thread.join(STOP_S)
     sys.exit(code)
+
+
+def _say_first_account(state: "AppState", address: str) -> None:
+    """Once in the life of an installation somebody is told how to log in."""
+    from coordinator.actions.make_first_account import make_first_account
+    from coordinator.passwords import hash_password
+    from coordinator.store.tenants import DEFAULT_ACCOUNT
+
+    password = secrets.token_urlsafe(18)
+    hashed, now = hash_password(password), state.clock()
+    made = state.lanes.write_and_wait(
+        lambda tx: make_first_account(tx, DEFAULT_ACCOUNT, password_hash=hashed, now=now)
+    )
+    if made is None:
+        return
+    click.echo("up: the first user, shown this once:")
+    click.echo(f"up:   log in at {address}/api/v1/auth/login as {made.email} with password {password}")
+    click.echo(f"up:   X-Tenant-ID: {made.tenant_id}  (account {made.account})")
+    click.echo(f"up:   token for programs: {made.token}")
 
 
 def default_runner_state(data: Path) -> Path:

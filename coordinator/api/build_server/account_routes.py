@@ -28,7 +28,9 @@ from shared.faults import Fault
 
 async def list_tenants(call: Call) -> Response:
     page = call.query
-    found = await call.read(list_tenants_action, call.caller, limit=page.limit, offset=page.offset)
+    found = await call.read(
+        list_tenants_action, call.caller, account=page.account, limit=page.limit, offset=page.offset
+    )
     return json_answer([shapes.tenant_out(tenant) for tenant in found])
 
 
@@ -39,7 +41,9 @@ async def create_tenant(call: Call) -> Response:
 
 async def list_users(call: Call) -> Response:
     page = call.query
-    found = await call.read(list_users_action, call.caller, limit=page.limit, offset=page.offset)
+    found = await call.read(
+        list_users_action, call.caller, email=page.email, limit=page.limit, offset=page.offset
+    )
     return json_answer([shapes.user_out(user) for user in found])
 
 
@@ -142,7 +146,7 @@ ENDPOINTS: list[Endpoint] = [
         "Get the tenants",
         tag="Accounts",
         policy=_operator("tenant:list"),
-        query=shapes.PageQuery,
+        query=shapes.TenantQuery,
         ok={200: Answer("The tenants by account", list[shapes.TenantOut])},
     ),
     operation(
@@ -196,7 +200,7 @@ ENDPOINTS: list[Endpoint] = [
         "Get the users",
         tag="Accounts",
         policy=_operator("user:list"),
-        query=shapes.PageQuery,
+        query=shapes.UserQuery,
         ok={200: Answer("The users, oldest first", list[shapes.UserOut])},
     ),
     operation(

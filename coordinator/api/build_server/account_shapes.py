@@ -12,9 +12,7 @@ from coordinator.rules.permissions import Role
 from coordinator.tables import Tenant
 from shared.clock import to_wire
 
-NewPassword = Annotated[
-    str, Field(min_length=12, max_length=256, description="12 to 256 characters")
-]
+NewPassword = Annotated[str, Field(min_length=12, max_length=256, description="12 to 256 characters")]
 
 
 class PageQuery(Query):
@@ -22,6 +20,20 @@ class PageQuery(Query):
 
     limit: Annotated[QueryInt, Field(ge=1, le=1000, description="How many at most")] = 100
     offset: Annotated[QueryInt, Field(ge=0, le=2**31, description="How many to leave out")] = 0
+
+
+class TenantQuery(PageQuery):
+    """Which tenants."""
+
+    account: Annotated[str | None, Field(max_length=255, description="Only that of this account or id")] = (
+        None
+    )
+
+
+class UserQuery(PageQuery):
+    """Which users."""
+
+    email: Annotated[str | None, Field(max_length=254, description="Only that of this address")] = None
 
 
 class TenantIn(Input):
