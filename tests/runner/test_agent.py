@@ -487,17 +487,18 @@ def is_alive(pid):
 def a_step_that_a_killed_runner_left(state, coordinator, new_agent, script, **fields):
     """The process of its script, once the runner is dead; the script says by `pid` that it runs."""
     coordinator.claims = [[a_claim(script, **fields)]]
+    pid = state / "pid"
     child = os.fork()
     if child == 0:
         threading.Thread(target=new_agent().run, daemon=True).start()
         until = time.monotonic() + 20
-        while not (state / "pid").exists() and time.monotonic() < until:
+        while not (pid.exists() and pid.read_text()) and time.monotonic() < until:
             time.sleep(0.02)
         time.sleep(0.2)
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(child, 0)
     coordinator.claims = []
-    return int((state / "pid").read_text())
+    return int(pid.read_text())
 
 
 def test_a_time_limit_holds_after_a_restart_while_the_coordinator_is_away(new_agent, coordinator, state):
