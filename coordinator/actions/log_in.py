@@ -11,9 +11,12 @@ from coordinator.access_tables import LoginSession, User
 from coordinator.actions.register_runner import secret_hash
 from coordinator.errors import Unauthenticated
 from coordinator.rules.access import Audience, Caller
+from coordinator.rules.login_limits import LoginLimits, account_key, peer_key
 from coordinator.rules.names import canonical_email
+from coordinator.settings import Settings
 from coordinator.site import Site
 from coordinator.store import accounts, audit
+from coordinator.store.login_counts import forgive, reserve_try
 from shared.ids import new_id
 
 WRONG = "the address or the password is wrong"
@@ -30,8 +33,20 @@ class OpenedLogin:
     memberships: list[Any]
 
 
-def find_password(tx: Session, email: str) -> tuple[str | None, str | None]:
-    """The id and the stored password of the user with this address; both None for nobody who may log in."""
+def begin_login(
+    tx: Session, site: Site, email: str, *, address: str, now: datetime
+) -> tuple[str | None, str | None]:
+    """The id and the stored password of the user with this address; both None for nobody who may log in.
+
+    Until the login has succeeded it counts as a failed one, of the account and of the peer.
+    """
+    reserve_try(
+        tx,
+        account_key=account_key(email),
+        peer_key=peer_key(address),
+        now=now,
+        limits=_limits(site.settings),
+    )
     canonical = canonical_email(email)
     user = accounts.find_user(tx, canonical) if canonical is not None else None
     if user is None or user.disabled_at is not None:
@@ -57,8 +72,14 @@ def log_in(
         expires_at=now + timedelta(days=site.settings.login_days),
     )
     accounts.insert_login(tx, login)
+    forgive(tx, account_key=account_key(user.email), peer_key=peer_key(address))
     audit.record(tx, as_user(user, address), "login.opened", now=now, loginId=login.id)
     return opened(tx, site, user, login, refresh_token, now=now)
+
+
+def _limits(settings: Settings) -> LoginLimits:
+    window = timedelta(minutes=settings.login_window_minutes)
+    return LoginLimits(settings.login_failures, settings.login_failures_peer, window)
 
 
 def opened(

@@ -8,6 +8,7 @@ import pytest
 from starlette.applications import Starlette
 
 from coordinator.access_tokens import key_id
+from coordinator.actions.log_in import begin_login
 from coordinator.api.identify import CACHE_S
 from coordinator.api.state import AppState
 from coordinator.errors import Unauthenticated
@@ -202,3 +203,37 @@ def test_keys_are_replaced_one_by_one(
     assert left.verify(token, now=mill.clock()).user_id
     with pytest.raises(Unauthenticated):
         left.verify(old["Authorization"].removeprefix("Bearer "), now=mill.clock())
+
+
+@pytest.mark.threat("A19")
+def test_guesses_are_counted_and_a_restart_forgets_none(
+    client: httpx.Client, mill: Mill, settings: Settings, new_app: Any, new_client: Any
+) -> None:
+    mill.a_user()
+    guesses = [log_in(client, password="wrong").status_code for _ in range(settings.login_failures)]
+
+    refused = log_in(client)
+    restarted = log_in(new_client(new_app(settings)), " ANN@acme.test")
+    mill.clock.advance(settings.login_window_minutes * 60)
+    later = log_in(client)
+
+    assert set(guesses) == {401}
+    assert (refused.status_code, restarted.status_code, later.status_code) == (429, 429, 200)
+    assert 0 < int(refused.headers["Retry-After"]) <= settings.login_window_minutes * 60
+    assert log_in(client).status_code == 200, "a success begins anew"
+
+
+@pytest.mark.threat("A19")
+def test_a_peer_that_tries_every_account_is_stopped(
+    client: httpx.Client, mill: Mill, settings: Settings
+) -> None:
+    for number in range(settings.login_failures_peer):
+        mill.now(begin_login, mill.site, f"user{number}@acme.test", address="127.0.0.1")
+
+    answer = client.post(
+        LOGIN,
+        json={"email": "ann@acme.test", "password": "x"},
+        headers={"X-Forwarded-For": "192.0.2.1", "Forwarded": "for=192.0.2.1"},
+    )
+
+    assert answer.status_code == 429

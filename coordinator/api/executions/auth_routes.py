@@ -4,7 +4,7 @@ from starlette.responses import Response
 
 from coordinator.actions.change_password import change_password as change_password_action
 from coordinator.actions.change_password import find_own_password
-from coordinator.actions.log_in import WRONG, find_password
+from coordinator.actions.log_in import WRONG, begin_login
 from coordinator.actions.log_in import log_in as log_in_action
 from coordinator.actions.log_out import log_out as log_out_action
 from coordinator.actions.refresh_login import refresh_login as refresh_login_action
@@ -20,11 +20,12 @@ from shared.faults import Fault
 
 async def log_in(call: Call) -> Response:
     body: auth_shapes.LoginIn = call.body
-    user_id, stored = await call.read(find_password, body.email)
+    site, address = call.state.site, call.caller.address
+    user_id, stored = await call.write(begin_login, site, body.email, address=address)
     is_right = await call.state.passwords.is_password(stored, body.password)
     if user_id is None or stored is None or not is_right:
         raise Unauthenticated(WRONG)
-    opened = await call.write(log_in_action, call.state.site, user_id, stored, address=call.caller.address)
+    opened = await call.write(log_in_action, site, user_id, stored, address=address)
     return json_answer(auth_shapes.login_out(opened))
 
 
