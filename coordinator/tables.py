@@ -233,12 +233,16 @@ class Step(Row, table=True):
     __table_args__ = (
         UniqueConstraint("build_id", "name", "round"),
         Index("ix_steps_queue", "state", "ready_at", "id"),
+        Index(
+            "ix_steps_queue_tenant", "tenant_id", "state", "ready_at", "id", **only_where("state = 'ready'")
+        ),
         Index("ix_steps_runner", "runner_id", "state"),
         Index("ix_steps_queue_limit", "queue_limit_s", **only_where("queue_limit_s IS NOT NULL")),
     )
     id: str = own_id()
     build_id: str = reference("builds")
     project_id: str = Field(sa_column=Column(String(36), nullable=False))
+    tenant_id: str | None = Field(default=None, sa_column=Column(String(36)))
     name: str = Field(sa_column=Column(String(100), nullable=False))
     round: int = Field(default=1, sa_column=Column(Integer, nullable=False))
     position: int = Field(sa_column=Column(Integer, nullable=False))

@@ -79,6 +79,7 @@ def _claim(tx: Session, runner: Any, said: Acquire, *, now: datetime) -> list[An
         only_labelled=said.only_labelled,
         limit=said.slots,
         now=now,
+        tenant_id=runner.tenant_id,
     )
     if claimed:
         attempts.insert_attempts(tx, claimed, now=now)

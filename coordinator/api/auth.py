@@ -5,11 +5,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from coordinator.actions.register_runner import secret_hash
+from coordinator.actions.register_runner import ENROLMENT_PREFIX, secret_hash
 from coordinator.api.identify import Identities, caller_of, tenant_header
 from coordinator.api.state import AppState
 from coordinator.errors import Denied, Unauthenticated
 from coordinator.rules.access import Audience, Caller, Policy, Scope
+from coordinator.rules.enrolment import TokenState, state_of
+from coordinator.store import enrolments
 from coordinator.store.runners import find_runner_by_secret
 from coordinator.store.tenants import has_tenant
 
@@ -69,7 +71,26 @@ class Doorkeeper:
             return Caller(actor="admin", audience=Audience.USER, address=address)
         if _equal(token, credentials.registration_token):
             return Caller(actor="registration-token", audience=Audience.ENROLMENT, address=address)
+        if token.startswith(ENROLMENT_PREFIX):
+            return await self._enrolled_by(token, address)
         raise Unauthenticated("this token is not known")
+
+    async def _enrolled_by(self, token: str, address: str) -> Caller:
+        """Whether the token still counts is asked again when its use is."""
+        digest = secret_hash(token)
+        found = await self._state.lanes.read(lambda tx: enrolments.find_token(tx, digest))
+        if found is None:
+            raise Unauthenticated("this enrolment token is not known")
+        state = state_of(found, now=self._state.clock())
+        if state is not TokenState.USABLE:
+            raise Unauthenticated(f"this enrolment token is {state.replace('_', ' ')}")
+        return Caller(
+            actor=f"enrolment:{found.id}",
+            audience=Audience.ENROLMENT,
+            address=address,
+            tenant_id=found.tenant_id,
+            enrolment_token_id=found.id,
+        )
 
     async def _runner(self, headers: Headers, address: str) -> Caller:
         digest = secret_hash(bearer_token(headers))

@@ -55,6 +55,7 @@ class Caller:
     address: str = ""
     tenant_id: str | None = None
     runner_id: str | None = None
+    enrolment_token_id: str | None = None
     user_id: str | None = None
     grants: Mapping[str, frozenset[str]] | None = None
     permission: str = ""
@@ -72,6 +73,10 @@ class Caller:
         if self.tenant_id is not None:
             return self.tenant_id == tenant_id
         return self.sees_all_tenants or (self.grants is not None and tenant_id in self.grants)
+
+    def may_administer(self, tenant_id: str | None) -> bool:
+        """Also what belongs to no tenant and serves all of them: that is the operator's, who names none."""
+        return self.sees_all_tenants if tenant_id is None else self.may_see_tenant(tenant_id)
 
     def may(self, permission: str, tenant_id: str) -> bool:
         return self.grants is None or permission in self.grants.get(tenant_id, frozenset())

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import select as core_select
 from sqlalchemy import update
 from sqlalchemy.engine import Row
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col, or_, select
 
 from coordinator.store.lane_session import needs_locks
 from coordinator.store.prepared import Found, Prepared
@@ -43,8 +43,12 @@ def lock_runner(tx: Session, runner_id: str) -> None:
         _LOCK.first(tx, {"the_id": runner_id})
 
 
-def list_runners(tx: Session) -> list[Runner]:
-    return list(tx.exec(select(Runner).order_by(col(Runner.id))).all())
+def list_runners(tx: Session, tenant_id: str | None) -> list[Runner]:
+    """Those that were not revoked, of all tenants or of one and the shared ones."""
+    statement = select(Runner).where(col(Runner.revoked_at).is_(None)).order_by(col(Runner.id))
+    if tenant_id is not None:
+        statement = statement.where(or_(col(Runner.tenant_id) == tenant_id, col(Runner.tenant_id).is_(None)))
+    return list(tx.exec(statement).all())
 
 
 def change_runner(tx: Session, runner_id: str, *, now: datetime, **values: Any) -> None:

@@ -5,7 +5,19 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Integer, UpdateBase, bindparam, exists, func, insert, literal_column, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Integer,
+    UpdateBase,
+    bindparam,
+    exists,
+    func,
+    insert,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.engine import Row
 from sqlmodel import Session
 
@@ -72,7 +84,7 @@ _TOUCH = (
 )
 
 
-def _build_claim(*conditions: ColumnElement[bool]) -> UpdateBase:
+def _build_claim(*in_queue: ColumnElement[bool]) -> UpdateBase:
     """One guarded statement; the materialised part keeps Postgres from looking, and claiming, twice."""
     now = bindparam("now", type_=STEPS.c.claimed_at.type)
     has_label = LABELS.c.label.in_(bindparam("labels", type_=LABELS.c.label.type, expanding=True))
@@ -80,11 +92,10 @@ def _build_claim(*conditions: ColumnElement[bool]) -> UpdateBase:
     ready = (
         select(STEPS.c.id)
         .where(
-            STEPS.c.state == StepState.READY,
+            *in_queue,
             or_(STEPS.c.not_before.is_(None), STEPS.c.not_before <= now),
             STEPS.c.label_count >= bindparam("fewest_labels", type_=Integer()),
             or_(STEPS.c.label_count == 0, ~lacks_label),
-            *conditions,
         )
         .order_by(STEPS.c.ready_at, STEPS.c.id)
         .limit(bindparam("most", type_=Integer()))
@@ -115,8 +126,8 @@ def _build_claim(*conditions: ColumnElement[bool]) -> UpdateBase:
     )
 
 
-_CLAIM = _build_claim()
-_CLAIM_OF_TENANT = _build_claim(  # along a queue of its own, whose index wants its state as a word
+_CLAIM = _build_claim(STEPS.c.state == StepState.READY)
+_CLAIM_OF_TENANT = _build_claim(  # along a queue of its own, whose index wants the state written out
     STEPS.c.tenant_id == given(STEPS.c.tenant_id), STEPS.c.state == literal_column(f"'{StepState.READY}'")
 )
 

@@ -275,7 +275,7 @@ async def list_audit_logs(call: Call) -> Response:
 
 async def list_runners(call: Call) -> Response:
     found = await call.read(list_runners_action, call.caller)
-    return json_answer([shapes.runner_out(runner) for runner in found])
+    return json_answer([shapes.runner_out(runner, account) for runner, account in found])
 
 
 def _user(permission: str, scope: Scope = Scope.RESOURCE) -> Policy:
@@ -608,6 +608,7 @@ ENDPOINTS: list[Endpoint] = [
         "/api/runners",
         list_runners,
         "Get the runners",
+        description="Those that take steps of the tenant: its own and the shared ones.",
         tag="Runner",
         policy=_user("runner:list", Scope.TENANT),
         ok={200: Answer("List of runners", list[shapes.RunnerOut])},

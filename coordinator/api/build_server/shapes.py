@@ -306,6 +306,8 @@ class ArtifactOut(Shape):
 class RunnerOut(Shape):
     id: str
     name: str
+    account_id: Annotated[str | None, Field(description="Whose steps it takes")] = None
+    is_shared: Annotated[bool, Field(description="Whether it takes the steps of every tenant")]
     labels: list[str]
     platform: str
     version: str
@@ -319,6 +321,9 @@ class RunnerOut(Shape):
         Moment | None, Field(description="Until when it takes no steps because its machine kept failing")
     ] = None
     pause_reason: Annotated[str, Field(description="Why it pauses; empty when it does not")] = ""
+    rotate_requested_at: Annotated[
+        Moment | None, Field(description="Since when it is asked to take a new secret, until it uses one")
+    ] = None
     created_at: Moment
     last_seen_at: Moment | None = None
 
@@ -640,6 +645,6 @@ def artifact_out(row: Any) -> ArtifactOut:
     )
 
 
-def runner_out(runner: Runner) -> RunnerOut:
-    fields = runner.model_dump(exclude={"secret_hash", "session", "revoked_at"})
-    return RunnerOut(**fields)
+def runner_out(runner: Runner, account: str | None) -> RunnerOut:
+    fields = runner.model_dump(include=set(RunnerOut.model_fields))
+    return RunnerOut(**fields, account_id=account, is_shared=runner.tenant_id is None)

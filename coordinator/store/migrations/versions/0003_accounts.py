@@ -21,6 +21,10 @@ def upgrade() -> None:
     op.execute(
         "UPDATE builds SET updated_at = coalesce(finished_at, cancel_requested_at, started_at, created_at)"
     )
+    op.execute(
+        "UPDATE steps SET tenant_id = "
+        "(SELECT projects.tenant_id FROM projects WHERE projects.id = steps.project_id)"
+    )
 
 
 def _people() -> None:
@@ -176,6 +180,16 @@ def _columns() -> None:
     with op.batch_alter_table("builds", schema=None) as batch_op:
         batch_op.add_column(sa.Column("retry_of", sa.String(length=36), nullable=True))
         batch_op.add_column(sa.Column("updated_at", UtcDateTime(timezone=True), nullable=True))
+
+    with op.batch_alter_table("steps", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("tenant_id", sa.String(length=36), nullable=True))
+        batch_op.create_index(
+            "ix_steps_queue_tenant",
+            ["tenant_id", "state", "ready_at", "id"],
+            unique=False,
+            sqlite_where=sa.text("state = 'ready'"),
+            postgresql_where=sa.text("state = 'ready'"),
+        )
 
     with op.batch_alter_table("runners", schema=None) as batch_op:
         batch_op.add_column(sa.Column("former_secret_hash", sa.LargeBinary(length=32), nullable=True))
