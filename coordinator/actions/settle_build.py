@@ -8,7 +8,7 @@ from sqlmodel import Session
 
 from coordinator.rules.access import SYSTEM
 from coordinator.rules.transitions import BUILD_EVENT_OF_OUTCOME, StepEvent
-from coordinator.store import audit, builds, rounds, steps
+from coordinator.store import audit, builds, logs, rounds, steps
 from shared.readiness import build_outcome, state_after
 from shared.reasons import Reason
 from shared.states import BuildState, StepState
@@ -39,6 +39,7 @@ def settle_build(
         BuildState.CANCELLED: str(Reason.CANCELLED),
     }.get(outcome, steps.find_first_reason(tx, build_id) or reason)
     if builds.move_build(tx, build_id, event, now=now, finished_at=now, reason=said):
+        logs.end_log(tx, build_id, now=now)
         audit.record(
             tx,
             SYSTEM,
