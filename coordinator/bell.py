@@ -51,3 +51,7 @@ class Ear:
 
 def log_topic(step_id: str) -> str:
     return f"log:{step_id}"
+
+
+def build_log_topic(build_id: str) -> str:
+    return f"build-log:{build_id}"

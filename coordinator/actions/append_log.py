@@ -29,11 +29,12 @@ NOTICE = b"\n[buildmill] the log limit of %d bytes is reached; what follows is n
 
 @dataclass(frozen=True)
 class Appended:
-    """How long the log is now; `is_full` when it takes no more."""
+    """How long the log is now; `is_full` when it takes no more. The log of `build_id` has grown by it."""
 
     size: int
     action: Action
     is_full: bool = False
+    build_id: str | None = None
 
 
 def append_log(
@@ -83,7 +84,7 @@ def store_log(
         logs.insert_append(tx, step, offset=size, length=len(kept), now=now)
     if is_full:
         attempts.change_attempt(tx, step.id, step.attempt, log_state="truncated")
-    return Appended(size + len(kept), action, is_full)
+    return Appended(size + len(kept), action, is_full, step.build_id if kept else None)
 
 
 def end_with_gap(tx: Session, site: Site, step: Any, *, now: datetime) -> None:

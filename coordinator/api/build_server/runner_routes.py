@@ -32,7 +32,7 @@ from coordinator.api import streams
 from coordinator.api.build_server.operations import RUNNER, error, operation
 from coordinator.api.build_server.shapes import STEP_STATUS, AppendQuery, ReceivedOut
 from coordinator.api.endpoint import Answer, Call, Endpoint, json_answer
-from coordinator.bell import READY, log_topic
+from coordinator.bell import READY, build_log_topic, log_topic
 from coordinator.errors import BlobGone, Invalid, LogIncomplete, NotFound, TooLarge
 from coordinator.rules.access import Audience, Policy, Scope
 from shared.paths import MAX_APPEND_BYTES, SCRIPT_DIGEST_HEADER
@@ -154,6 +154,8 @@ async def append_log(call: Call) -> Response:
         data=data,
     )
     call.state.bell.ring(log_topic(step_id))
+    if appended.build_id is not None:
+        call.state.bell.ring(build_log_topic(appended.build_id))
     if appended.is_full:
         limit = call.state.settings.log_limit
         raise TooLarge(f"the log limit of {limit} bytes is reached", limit=limit, size=appended.size)
