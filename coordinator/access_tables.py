@@ -93,6 +93,8 @@ class StreamTicket(Row, table=True):
     build_id: str = Field(sa_column=Column(String(36), nullable=False))
     tenant_id: str = Field(sa_column=Column(String(36), nullable=False))
     credential: str = Field(sa_column=Column(String(128), nullable=False))
+    user_id: str | None = Field(default=None, sa_column=Column(String(36)))
+    credential_expires_at: datetime | None = moment()
     expires_at: datetime = moment(nullable=False)
 
 

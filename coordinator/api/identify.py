@@ -142,6 +142,7 @@ def caller_of(identity: Identity, policy: Policy, tenant_id: str | None, address
         grants=identity.grants,
         permission=policy.permission,
         credential=identity.credential,
+        expires_at=identity.expires_at,
     )
     if policy.scope is Scope.INSTALLATION:
         if not caller.is_operator:

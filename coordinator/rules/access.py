@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 
 from coordinator.errors import Denied
@@ -48,6 +49,7 @@ class Caller:
     `tenant_id` is the one that the request is about, where the credential or the header has settled that.
     `grants` are the permissions in each tenant the caller belongs to; None means: everything, everywhere (the
     local user, the operator). `permission` is the one that the route asks for. `address` is the peer's.
+    `expires_at` is when the credential stops to count.
     """
 
     actor: str
@@ -60,6 +62,7 @@ class Caller:
     grants: Mapping[str, frozenset[str]] | None = None
     permission: str = ""
     credential: str = field(default="", repr=False)
+    expires_at: datetime | None = None
 
     @property
     def is_operator(self) -> bool:

@@ -149,6 +149,8 @@ def _protection() -> None:
         sa.Column("build_id", sa.String(length=36), nullable=False),
         sa.Column("tenant_id", sa.String(length=36), nullable=False),
         sa.Column("credential", sa.String(length=128), nullable=False),
+        sa.Column("user_id", sa.String(length=36), nullable=True),
+        sa.Column("credential_expires_at", UtcDateTime(timezone=True), nullable=True),
         sa.Column("expires_at", UtcDateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("ticket_hash", name=op.f("pk_stream_tickets")),
     )
