@@ -32,7 +32,7 @@ from shared.ids import new_id
 from shared.protocol import Action, ArtifactEntry, Completion
 from shared.reasons import Reason
 from shared.references import InvalidReference, refuse_unshowable
-from shared.states import StepState
+from shared.states import BuildState, StepState
 from shared.step_paths import is_pattern, output_pattern
 
 MAX_BARE_PATHS = 1000
@@ -108,13 +108,15 @@ def complete_bare_step(
     """The published contract's completion: a caller that knows the step's id and holds no lease."""
     step = steps.get_step(tx, step_id)
     _require_visible(tx, caller, step)
-    builds.lock_build(tx, step.build_id)
+    build = builds.lock_build(tx, step.build_id)
     step = steps.get_step(tx, step_id)
     _require_sane(said)
     paths = _bare_paths(said.output_paths or [])
     state = StepState(step.state)
     if state.is_final:
         return _recorded(tx, step, _target(said))
+    if build.state == BuildState.CREATED and not state.is_final:
+        raise NotRunnable("the build has not been started")
     if state is StepState.PENDING:
         raise NotRunnable("the steps this one depends on have not succeeded")
     if step.runner_id is not None and state.is_leased:

@@ -1,4 +1,4 @@
-"""Who asks for something that retention has deleted hears so, if it was theirs to see."""
+"""Who asks for something that was deleted, by retention or by hand, hears so, if it was theirs to see."""
 
 from sqlmodel import Session
 
@@ -17,7 +17,7 @@ def refuse_expired(tx: Session, caller: Caller, thing_id: str) -> None:
         projects.get_project(tx, caller, tombstone.project_id)
     except NotFound:
         return  # as if it had never been
-    raise Expired(f"this {tombstone.kind} has expired")
+    raise Expired(f"this {tombstone.kind} has expired or was deleted")
 
 
 def has_expired(build: Build, step_round: int) -> bool:

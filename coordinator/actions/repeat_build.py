@@ -21,7 +21,7 @@ def repeat_build(tx: Session, site: Site, caller: Caller, build_id: str, *, now:
 
     The commit that the old build was bound to binds the new one too, wherever its branch points by now.
     """
-    get_visible_build(tx, caller, build_id)
+    projects.lock_project(tx, get_visible_build(tx, caller, build_id).project_id)
     builds.lock_build(tx, build_id)
     tx.expire_all()
     old = get_visible_build(tx, caller, build_id)

@@ -20,7 +20,7 @@ def show_artifact(tx: Session, caller: Caller, artifact_id: str) -> Any:
     try:
         build = get_visible_build(tx, caller, artifact.build_id)
     except Expired as error:
-        raise Expired("this artifact has expired") from error
+        raise Expired("this artifact has expired or was deleted") from error
     except NotFound as error:
         raise NotFound("no such artifact") from error
     if has_expired(build, steps.get_step(tx, artifact.step_id).round):

@@ -33,7 +33,7 @@ def get_visible_build(tx: Session, caller: Caller, build_id: str) -> Build:
     except NotFound as error:
         raise NotFound("no such build") from error
     if build.expired_at is not None:
-        raise Expired("this build has expired")
+        raise Expired("this build has expired or was deleted")
     return build
 
 
@@ -47,7 +47,7 @@ def get_visible_step(tx: Session, caller: Caller, step_id: str) -> tuple[Any, Bu
     try:
         return step, get_visible_build(tx, caller, step.build_id)
     except Expired as error:
-        raise Expired("this step has expired") from error
+        raise Expired("this step has expired or was deleted") from error
     except NotFound as error:
         raise NotFound("no such step") from error
 

@@ -60,7 +60,7 @@ def show_cancel(tx: Session, caller: Caller, cancel_id: str, *, now: datetime) -
     try:
         get_visible_build(tx, caller, cancel.build_id)
     except Expired as error:
-        raise Expired("this cancel has expired") from error
+        raise Expired("this cancel has expired or was deleted") from error
     except NotFound as error:
         raise NotFound("no such cancellation") from error
     rows = cancels.list_cancel_steps(tx, cancel_id)

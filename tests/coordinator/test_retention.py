@@ -16,13 +16,17 @@ from sqlmodel import Session
 
 from coordinator.actions.cancel_build import cancel_build
 from coordinator.actions.change_project import change_project
+from coordinator.actions.create_unstarted_build import create_unstarted_build
+from coordinator.actions.delete_build import delete_build
 from coordinator.actions.delete_project import delete_project
 from coordinator.actions.drop_blobs import drop_blobs
 from coordinator.actions.refuse_expired import refuse_expired
+from coordinator.actions.repeat_build import repeat_build
+from coordinator.actions.retry_build import StepsToRetry, retry_build
 from coordinator.actions.store_blob import expect_blob, store_blob
 from coordinator.app import create_app
 from coordinator.cli.main import main
-from coordinator.errors import Expired, Unavailable
+from coordinator.errors import Conflict, Expired, Unavailable
 from coordinator.rules.access import Audience, Caller
 from coordinator.store import artifacts, retention
 from coordinator.store.dialect import Database, hold_names, open_database
@@ -1093,3 +1097,80 @@ def test_the_receipt_of_a_build_that_has_gone_answers_expired(shop: Shop, client
     assert shop.count(BUILDS) == 1
     assert answers_expired(client, "GET", f"/api/cancels/{cancel_id}")
     assert not answers_expired(client, "GET", f"/api/cancels/{new_id()}")
+
+
+# By hand
+
+
+def test_what_is_deleted_by_hand_goes_with_all_that_is_its_own(shop: Shop) -> None:
+    kept, deleted = shop.build(b"shared", log=b"kept\n"), shop.build(b"shared", b"own", log=b"gone\n")
+
+    shop.mill.now(delete_build, LOCAL, deleted)
+    hidden = shop.numbers()
+    shop.expire()
+    shop.mill.clock.advance(2 * DAY)
+    shop.expire()
+
+    assert hidden == shop.numbers() == [1]
+    assert shop.count(BUILDS) == shop.count(STEPS) == shop.count(ATTEMPTS) == 1
+    assert shop.with_logs() == shop.with_artifacts() == [1]
+    assert [path.parent.parent.name for path in shop.log_files()] == [kept]
+    assert shop.blob_files() == {digest_of(b"shared")}
+    with pytest.raises(Expired, match="was deleted"):
+        shop.mill.tx(refuse_expired, LOCAL, deleted)
+    shop.require_nothing_dangling()
+
+
+def test_the_last_success_can_be_deleted_by_hand(shop: Shop) -> None:
+    only = shop.build(status="success")
+
+    shop.mill.now(delete_build, LOCAL, only)
+
+    assert shop.numbers() == []
+
+
+def test_a_build_that_was_deleted_before_its_start_does_not_keep_its_project(shop: Shop) -> None:
+    shop.mill.now(change_project, shop.mill.site, LOCAL, shop.project_id, {"repo_url": "https://h/o/n"})
+    where = (shop.mill.site, LOCAL, shop.project_id)
+    build = shop.mill.now(create_unstarted_build, *where, branch="main", commit=None)
+
+    shop.mill.now(delete_build, LOCAL, build.id)
+    shop.mill.now(delete_project, LOCAL, shop.project_id)
+    shop.expire()
+
+    assert shop.count(BUILDS) == shop.count(STEPS) == 0
+
+
+def test_of_a_deletion_and_a_retry_at_the_same_moment_one_is_refused(shop: Shop) -> None:
+    for number in range(1, 6):
+        build = shop.build()
+
+        said = together(
+            lambda build=build: shop.mill.now(delete_build, LOCAL, build),
+            lambda build=build: shop.mill.now(retry_build, LOCAL, build, StepsToRetry.ALL),
+        )
+
+        refused = [one for one in said if isinstance(one, Exception)]
+        assert [type(one) for one in refused] in ([Conflict], [Expired])
+        assert (number in shop.numbers()) == isinstance(refused[0], Conflict)
+        finish_all(shop)
+
+
+def test_retries_of_both_kinds_at_the_same_moment_do_not_block_each_other(shop: Shop) -> None:
+    for _ in range(5):
+        build = shop.build()
+
+        new_round, new_build = together(
+            lambda build=build: shop.mill.now(retry_build, LOCAL, build, StepsToRetry.ALL),
+            lambda build=build: shop.mill.now(repeat_build, shop.mill.site, LOCAL, build),
+        )
+
+        assert not isinstance(new_round, Exception)
+        assert not isinstance(new_build, Exception) or type(new_build) is Conflict
+        finish_all(shop)
+
+
+def finish_all(shop: Shop) -> None:
+    for held in shop.mill.acquire(shop.runner, slots=10):
+        shop.mill.start(held)
+        shop.mill.complete(held)

@@ -61,7 +61,7 @@ def test_a_client_without_a_lease_cannot_complete_a_step_of_it(mill: Mill) -> No
     build = a_created_build(mill)
     said = Completion(status="success")
 
-    with pytest.raises(NotRunnable):
+    with pytest.raises(NotRunnable, match="has not been started"):
         mill.now(complete_bare_step, mill.site, LOCAL, build.steps["build"], said)
 
     assert mill.states(build) == {"build": "pending", "test": "pending"}
