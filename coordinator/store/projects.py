@@ -76,6 +76,8 @@ def take_build_number(tx: Session, project_id: str) -> int:
 
 def count_unfinished_builds(tx: Session, project_id: str) -> int:
     statement = select(func.count()).where(
-        col(Build.project_id) == project_id, col(Build.state).not_in(FINAL_BUILD_STATES)
+        col(Build.project_id) == project_id,
+        col(Build.state).not_in(FINAL_BUILD_STATES),
+        col(Build.expired_at).is_(None),
     )
     return int(tx.exec(statement).one())
