@@ -20,6 +20,7 @@ SERVED = specification(ALL_ENDPOINTS, "test")
 OURS = {str(operation): operation for operation in operations_of(SERVED)}
 NARROWINGS = tomllib.loads((Path(__file__).parent / "narrowings.toml").read_text())["narrowing"]
 BOUNDS = ("minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "pattern", "format", "enum")
+NAMED_IN_THE_BODY = {"POST /api/v1/builds"}  # what may not be there is named in the body, not in the path
 each_operation = pytest.mark.parametrize("name", OPERATIONS)
 
 
@@ -182,7 +183,7 @@ def test_an_operation_tells_only_of_answers_it_can_give(name: str) -> None:
     assert (
         ("408" in statuses) == ("413" in statuses) == ("415" in statuses) == ("requestBody" in operation.spec)
     )
-    assert ("404" in statuses) == bool(operation.parameters("path"))
+    assert ("404" in statuses) == (bool(operation.parameters("path")) or name in NAMED_IN_THE_BODY)
     assert "405" not in statuses
     assert "500" in statuses
     assert ("401" in statuses) == bool(operation.spec["security"])
