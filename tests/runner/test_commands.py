@@ -21,13 +21,17 @@ class Living:
     def __init__(self, state):
         self.running = ["step s attempt 1: running"]
         self.drained = threading.Event()
+        self.has_told_of_none = threading.Event()
         self._state = state
         self._held = ExitStack()
-        self._held.enter_context(StateLock(state))
-        control = self._held.enter_context(closing(Control(state)))
+        lock, control = StateLock(state), Control(state)
+        self._held.callback(control.close)
+        self._held.callback(lock.release)  # the first to go, as with a process that ends at once
         control.serve(Obedience(standing=self.standing, drain=self.drained.set, leave=self.end))
 
     def standing(self):
+        if not self.running:
+            self.has_told_of_none.set()
         return Standing(os.getpid(), self.drained.is_set(), tuple(self.running))
 
     def end(self):
@@ -52,14 +56,15 @@ def say(tmp_path):
 
 def test_drain_orders_and_comes_back_at_once(living, say):
     assert say("drain") == (0, "draining: 1 step running\n")
-    assert living.drained.is_set()
+    assert living.drained.wait(10)  # the answer is out a moment before it is obeyed
 
 
 def test_drain_that_waits_tells_what_still_runs_until_the_end(living, say):
     def end_one_by_one():
         living.drained.wait(10)
         living.running = []
-        threading.Timer(1.0, living.end).start()
+        living.has_told_of_none.wait(10)
+        living.end()
 
     threading.Thread(target=end_one_by_one).start()
     code, output = say("drain", "--wait")
@@ -76,8 +81,12 @@ def test_drain_that_waits_in_vain_says_that_steps_still_run(living, say):
 
 
 def test_a_runner_that_is_killed_while_it_drains_was_not_drained(living, say, tmp_path):
+    def kill():
+        living.drained.wait(10)
+        living.end()
+
     Journal.create(attempt_dir(tmp_path, "step-1", 1), {})
-    threading.Timer(0.2, living.end).start()
+    threading.Thread(target=kill).start()
 
     code, output = say("drain", "--wait")
 
