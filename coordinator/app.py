@@ -12,35 +12,47 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from coordinator.api.auth import Doorkeeper
+from coordinator.api.build_server.account_routes import ENDPOINTS as ACCOUNT_ENDPOINTS
+from coordinator.api.build_server.enrolment_routes import ENDPOINTS as ENROLMENT_ENDPOINTS
 from coordinator.api.build_server.routes import ENDPOINTS
 from coordinator.api.build_server.runner_routes import ENDPOINTS as RUNNER_ENDPOINTS
+from coordinator.api.denials import UNKNOWN, Denials
 from coordinator.api.dispatch import Application, TreeRouter
 from coordinator.api.endpoint import routes_of
+from coordinator.api.executions.auth_routes import ENDPOINTS as AUTH_ENDPOINTS
 from coordinator.api.executions.operations import PREFIX as EXECUTIONS
 from coordinator.api.executions.problems import executions_form
+from coordinator.api.executions.routes import ENDPOINTS as EXECUTION_ENDPOINTS
 from coordinator.api.guards import CanonicalPath, SameOrigin, SecurityHeaders, TrustedHost
 from coordinator.api.openapi import specification
 from coordinator.api.plain import PLAIN_ENDPOINTS
 from coordinator.api.problems import Refusal, build_server_form
+from coordinator.api.rate_limit import RateLimited
 from coordinator.api.state import AppState
 from coordinator.bell import Bell
 from coordinator.chores import do_chores
 from coordinator.keys import (
     UnusableKeys,
+    checkpoints_path,
     load_access_tokens,
+    load_audit_key,
     load_credentials,
     load_lease_key,
     load_secret_keys,
 )
+from coordinator.rules.access import Audience, Caller
+from coordinator.sealer import Sealer, seal_the_trail
 from coordinator.settings import Settings
 from coordinator.site import Site
 from coordinator.store.blob_files import BlobFiles
+from coordinator.store.checkpoint_file import CheckpointFile
 from coordinator.store.dialect import Database, open_database
 from coordinator.store.lanes import Lanes
 from coordinator.store.log_files import LogFiles
 from coordinator.store.migrate import migrate
 from coordinator.store.project_secrets import list_key_ids
 from coordinator.store.tenants import DEFAULT_ACCOUNT, ensure_tenant
+from coordinator.store.walls import are_up
 from coordinator.timekeeping import THIS_MACHINE, Machine, begin_clock, keep_time
 from coordinator.upkeep import do_upkeep
 from shared.clock import Clock, SteadyClock
@@ -48,7 +60,15 @@ from shared.clock import Clock, SteadyClock
 log = structlog.get_logger()
 
 LOCAL_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
-ALL_ENDPOINTS = [*ENDPOINTS, *RUNNER_ENDPOINTS, *PLAIN_ENDPOINTS]
+ALL_ENDPOINTS = [
+    *ENDPOINTS,
+    *RUNNER_ENDPOINTS,
+    *ENROLMENT_ENDPOINTS,
+    *ACCOUNT_ENDPOINTS,
+    *AUTH_ENDPOINTS,
+    *EXECUTION_ENDPOINTS,
+    *PLAIN_ENDPOINTS,
+]
 
 
 def create_app(
@@ -70,6 +90,8 @@ def create_app(
     try:
         clock = clock or begin_clock(lanes, machine)
         state = _make_state(settings, lanes, clock)
+        denials = Denials(state)
+        checkpoints = CheckpointFile(checkpoints_path(settings.data), load_audit_key(settings.data))
     except UnusableKeys:
         lanes.close()
         raise
@@ -77,6 +99,8 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(do_chores(state)), asyncio.create_task(do_upkeep(state))]
+        sealer = Sealer(state, denials, checkpoints)
+        tasks.append(asyncio.create_task(seal_the_trail(sealer)))
         if isinstance(clock, SteadyClock):
             tasks.append(asyncio.create_task(keep_time(lanes, clock, machine)))
         try:
@@ -91,10 +115,12 @@ def create_app(
             if database is None:
                 opened.dispose()
 
-    routes = routes_of(ALL_ENDPOINTS, state, Doorkeeper(state))
+    doorkeeper = Doorkeeper(state)
+    routes = routes_of(ALL_ENDPOINTS, state, doorkeeper, denials)
     app = Application(TreeRouter(routes, default=_nothing_there, lifespan=lifespan))
     app.state.coordinator = state
-    _add_guards(app, settings)
+    app.state.denials = denials
+    _add_guards(app, settings, state, doorkeeper, denials)
     return app
 
 
@@ -112,7 +138,16 @@ def _make_state(settings: Settings, lanes: Lanes, clock: Clock) -> AppState:
         started_at=now,
     )
     specified = _specified(is_open=settings.auth == "open")
-    return AppState(settings, lanes, site, Bell(), clock, load_credentials(settings.data), specified)
+    return AppState(
+        settings,
+        lanes,
+        site,
+        Bell(),
+        clock,
+        load_credentials(settings.data),
+        specified,
+        has_walls=lanes.write_and_wait(are_up),
+    )
 
 
 @functools.cache
@@ -125,19 +160,31 @@ def _specified(*, is_open: bool) -> bytes:
     return json.dumps(document, ensure_ascii=False).encode()
 
 
-def _add_guards(app: Starlette, settings: Settings) -> None:
-    """Outermost first: headers on every answer, then the path, then the host, then the origin."""
+def _add_guards(
+    app: Starlette, settings: Settings, state: AppState, doorkeeper: Doorkeeper, denials: Denials
+) -> None:
+    """Outermost first: headers on every answer, then what limits rates, the path, the host, the origin."""
     allowed = LOCAL_HOSTS if settings.auth == "open" else frozenset({"*"})
     if settings.auth == "open":
-        app.add_middleware(SameOrigin, refuse=_refuse)
+        app.add_middleware(SameOrigin, refuse=functools.partial(_refuse_origin, denials))
     app.add_middleware(TrustedHost, allowed=allowed, refuse=_refuse)
     app.add_middleware(CanonicalPath, refuse=_refuse)
+    app.add_middleware(
+        RateLimited, prefix=EXECUTIONS, state=state, identities=doorkeeper.identities, form=executions_form
+    )
     app.add_middleware(SecurityHeaders)
 
 
 async def _nothing_there(scope: Scope, receive: Receive, send: Send) -> None:
     answer = _refuse(scope, 404, "not_found", "there is nothing at this path")
     await answer(scope, receive, send)
+
+
+def _refuse_origin(denials: Denials, scope: Scope, status: int, code: str, sentence: str) -> ASGIApp:
+    """A page of somebody else is turned away before any route, and that is written down too."""
+    address = scope["client"][0] if scope.get("client") else ""
+    denials.note(Caller(actor=UNKNOWN, audience=Audience.ANYONE, address=address), None, None, status)
+    return _refuse(scope, status, code, sentence)
 
 
 def _refuse(scope: Scope, status: int, code: str, sentence: str) -> ASGIApp:

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from coordinator.actions.register_runner import ENROLMENT_PREFIX, secret_hash
-from coordinator.api.identify import Identities, caller_of, tenant_header
+from coordinator.actions.take_secret import use_secret
+from coordinator.api.identify import Identities, caller_of, name_caller, tenant_header
 from coordinator.api.state import AppState
-from coordinator.errors import Denied, Unauthenticated
+from coordinator.errors import Denied, Revoked, Unauthenticated
 from coordinator.rules.access import Audience, Caller, Policy, Scope
 from coordinator.rules.enrolment import TokenState, state_of
 from coordinator.store import enrolments
@@ -29,6 +30,7 @@ class Doorkeeper:
         self._state = state
         self.identities = Identities(state)
         self._known: dict[bytes, tuple[str, float]] = {}
+        self._version = state.rights.version
 
     async def admit(
         self, policy: Policy, headers: Headers, address: str, *, needs_credential: bool = False
@@ -48,11 +50,18 @@ class Doorkeeper:
             return await self._enrolling(headers, address)
         if self._state.settings.auth == "open" and not needs_credential:
             local = Caller(actor="local", audience=Audience.USER, address=address)
+            if policy.scope in (Scope.NOTHING, Scope.INSTALLATION):
+                return local
             return await self._about(local, tenant_header(headers, is_required=False))
         identity = await self.identities.of_token(bearer_token(headers))
         tenant_id = tenant_header(headers, is_required=policy.scope is Scope.HEADER)
-        caller = caller_of(identity, policy, tenant_id, address)
-        return await self._about(caller, tenant_id) if caller.is_operator else caller
+        try:
+            caller = caller_of(identity, policy, tenant_id, address)
+            is_about_one = policy.scope not in (Scope.NOTHING, Scope.INSTALLATION)
+            return await self._about(caller, tenant_id) if caller.is_operator and is_about_one else caller
+        except Denied as error:
+            name_caller(error, identity, tenant_id)
+            raise
 
     async def _about(self, caller: Caller, tenant_id: str | None) -> Caller:
         """The operator, who belongs to no tenant, speaks of the one that is named."""
@@ -95,17 +104,27 @@ class Doorkeeper:
     async def _runner(self, headers: Headers, address: str) -> Caller:
         digest = secret_hash(bearer_token(headers))
         runner_id = self._remembered(digest)
-        if runner_id is None:
-            found = await self._state.lanes.read(lambda tx: find_runner_by_secret(tx, digest))
-            if found is None:
-                raise Unauthenticated("this runner is not known")
-            runner_id = str(found.id)
-            self._remember(digest, runner_id)
-        return Caller(
-            actor=f"runner:{runner_id}", audience=Audience.RUNNER, address=address, runner_id=runner_id
-        )
+        if runner_id is not None:
+            return _runner_caller(runner_id, address)
+        version = self._state.rights.version
+        found = await self._state.lanes.read(lambda tx: find_runner_by_secret(tx, digest))
+        if found is None:
+            raise Unauthenticated("this runner is not known")
+        if found.revoked_at is not None:
+            raise Revoked("this runner was revoked")
+        caller = _runner_caller(found.id, address)
+        if found.former_secret_hash is not None and found.secret_hash == digest:
+            now = self._state.clock()
+            await self._state.lanes.write(lambda tx: use_secret(tx, caller, digest, now=now))
+            self._known.pop(found.former_secret_hash, None)
+        if version == self._state.rights.version:  # else it may have been looked up before the change
+            self._remember(digest, found.id)
+        return caller
 
     def _remembered(self, digest: bytes) -> str | None:
+        if self._version != self._state.rights.version:
+            self._known.clear()
+            self._version = self._state.rights.version
         known = self._known.get(digest)
         if known is None or known[1] < time.monotonic():
             return None
@@ -115,6 +134,10 @@ class Doorkeeper:
         if len(self._known) >= MAX_CACHED:
             self._known.clear()
         self._known[digest] = (runner_id, time.monotonic() + CACHE_S)
+
+
+def _runner_caller(runner_id: str, address: str) -> Caller:
+    return Caller(actor=f"runner:{runner_id}", audience=Audience.RUNNER, address=address, runner_id=runner_id)
 
 
 def bearer_token(headers: Headers) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 import structlog
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from sqlmodel import Session
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -18,11 +19,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from coordinator.actions.leased_step import LeaseProof
 from coordinator.api import guards, strict_json
 from coordinator.api.auth import Doorkeeper
-from coordinator.api.denials import Denials
+from coordinator.api.denials import Denials, turned_away
 from coordinator.api.problems import Form, Refusal, build_server_form, refusal_of
 from coordinator.api.state import AppState
-from coordinator.errors import CoordinatorError, ForeignLease, Invalid
+from coordinator.errors import CoordinatorError, Foreign, ForeignLease, Invalid
 from coordinator.rules.access import Audience, Caller, Policy
+from coordinator.store.walls import stand_behind
 from shared.faults import Fault
 from shared.paths import ATTEMPT_HEADER, LEASE_HEADER
 from shared.plan import shape_faults
@@ -87,7 +89,9 @@ class Call:
     async def write(self, action: Callable[..., T], /, *args: Any, **named: Any) -> T:
         """Run an action in a transaction, with the present moment as `now`."""
         now = self.state.clock()
-        return await self.state.lanes.write(lambda tx: action(tx, *args, now=now, **named))
+        return await self.state.lanes.write(
+            self._behind_walls(lambda tx: action(tx, *args, now=now, **named))
+        )
 
     async def write_shortly(self, action: Callable[..., T], /, *args: Any, **named: Any) -> T:
         """`write` for an action of a few statements that touches no file."""
@@ -96,10 +100,22 @@ class Call:
 
     async def change(self, action: Callable[..., T], /, *args: Any, **named: Any) -> T:
         """`write` for the few actions that do not ask what time it is."""
-        return await self.state.lanes.write(lambda tx: action(tx, *args, **named))
+        return await self.state.lanes.write(self._behind_walls(lambda tx: action(tx, *args, **named)))
 
     async def read(self, action: Callable[..., T], /, *args: Any, **named: Any) -> T:
-        return await self.state.lanes.read(lambda tx: action(tx, *args, **named))
+        return await self.state.lanes.read(self._behind_walls(lambda tx: action(tx, *args, **named)))
+
+    def _behind_walls(self, action: Callable[[Session], T]) -> Callable[[Session], T]:
+        """The same, where for a user the rows of other tenants are not there at all."""
+        tenants = self.caller.tenants if self.state.has_walls else None
+        if tenants is None:
+            return action
+
+        def behind(tx: Session) -> T:
+            stand_behind(tx, tenants, self.state.site.default_tenant_id)
+            return action(tx)
+
+        return behind
 
     def proof(self) -> LeaseProof:
         """The attempt and the lease a runner sends with each write."""
@@ -155,9 +171,10 @@ def json_answer(model: BaseModel | Sequence[BaseModel], status: int = 200) -> Re
     return Response(content, status_code=status, media_type="application/json")
 
 
-def routes_of(endpoints: Sequence[Endpoint], state: AppState, doorkeeper: Doorkeeper) -> list[Route]:
+def routes_of(
+    endpoints: Sequence[Endpoint], state: AppState, doorkeeper: Doorkeeper, denials: Denials
+) -> list[Route]:
     """One route per path, in the order of the list; a method that is not there is 405."""
-    denials = Denials(state)
     by_path: dict[str, dict[str, Endpoint]] = {}
     for endpoint in endpoints:
         by_path.setdefault(endpoint.path, {})[endpoint.method] = endpoint
@@ -203,14 +220,20 @@ class _PathApp:
             return await endpoint.handler(await self._call(endpoint, request, caller))
         except (CoordinatorError, guards.UnreadableBody) as error:
             refused = refusal_of(error)
-            if refused.status in (401, 403) or isinstance(error, ForeignLease):
-                await self._denials.write_down(caller, endpoint.method, endpoint.path, refused.status)
+            await self._write_down(error, refused.status, caller, endpoint)
             return endpoint.form(refused)
         except Exception:
             # the last line of defence: the cause goes to our log, the caller gets no trace of it
             log.exception("unexpected", method=endpoint.method, path=endpoint.path)
             sentence = "something went wrong here; the coordinator's log has the cause"
             return endpoint.form(Refusal(500, "internal", sentence))
+
+    async def _write_down(self, error: Exception, status: int, caller: Caller, endpoint: Endpoint) -> None:
+        """A refusal for want of rights; one that must read as if nothing were there a moment later."""
+        if status in (401, 403) or isinstance(error, ForeignLease):
+            await self._denials.write_down(turned_away(caller, error), endpoint.method, endpoint.path, status)
+        elif isinstance(error, Foreign):
+            self._denials.note(caller, endpoint.method, endpoint.path, status)
 
     async def _call(self, endpoint: Endpoint, request: Request, caller: Caller) -> Call:
         query = _read_query(endpoint, request.scope)

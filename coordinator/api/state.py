@@ -44,4 +44,5 @@ class AppState:
     tally: Tally = field(default_factory=Tally)
     polls: PollLimit = field(default_factory=PollLimit)
     rights: Rights = field(default_factory=Rights)
+    has_walls: bool = False
     passwords: PasswordChecks = field(default_factory=PasswordChecks)

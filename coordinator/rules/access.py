@@ -72,6 +72,13 @@ class Caller:
     def sees_all_tenants(self) -> bool:
         return self.is_operator and self.tenant_id is None
 
+    @property
+    def tenants(self) -> frozenset[str] | None:
+        """The tenants whose rows there are for this caller; None for who is kept from none."""
+        if self.audience is not Audience.USER or self.sees_all_tenants:
+            return None
+        return frozenset({self.tenant_id}) if self.tenant_id is not None else frozenset(self.grants or ())
+
     def may_see_tenant(self, tenant_id: str) -> bool:
         if self.tenant_id is not None:
             return self.tenant_id == tenant_id
@@ -87,7 +94,8 @@ class Caller:
     def require_in(self, tenant_id: str) -> None:
         """Denied unless the caller may do in this tenant what the route is for."""
         if self.permission and not self.may(self.permission, tenant_id):
-            raise Denied(f"this needs the permission {self.permission}")
+            reason = f"this needs the permission {self.permission}"
+            raise Denied(reason, actor=self.actor, tenant_id=tenant_id)
 
 
 SYSTEM = Caller(actor="system", audience=Audience.USER)

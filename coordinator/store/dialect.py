@@ -178,6 +178,11 @@ def _open_postgres(url: URL, *, readers: int, writers: int) -> Database:
     return Database(writer, reader, False, False)
 
 
+def has_row_policies(tx: Session) -> bool:
+    """Whether this kind of database can hide rows by itself."""
+    return tx.get_bind().dialect.name != "sqlite"
+
+
 def has_lost_transaction(connection: Any) -> bool:
     """True when SQLite has rolled the whole transaction back by itself."""
     return not connection.connection.dbapi_connection.in_transaction
