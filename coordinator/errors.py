@@ -5,6 +5,7 @@ CoordinatorError
 │   ├── NotRunnable      the step's dependencies are not met
 │   └── Leased           the step belongs to a registered runner
 ├── Unauthenticated    no credential, or one that does not count
+│   └── Revoked            a runner's that was taken back
 ├── Denied             the caller is known and may not
 ├── NotFound           no such thing, or none the caller may see
 │   ├── BlobGone         an input is named, and its bytes are lost
@@ -62,6 +63,12 @@ class Unauthenticated(CoordinatorError):
     """No credential, or one that does not count."""
 
     code = "unauthenticated"
+
+
+class Revoked(Unauthenticated):
+    """Somebody has taken this runner's credential back: what it holds is wanted no more."""
+
+    code = "revoked"
 
 
 class Denied(CoordinatorError):

@@ -241,9 +241,18 @@ class Order(Reply):
 
 
 class Orders(Reply):
+    """`rotate`: the runner is to take a new secret; said again until it uses one."""
+
     attempts: list[Order]
     drain: bool = False
     next: float = 5.0
+    rotate: bool = False
+
+
+class NewSecret(Message):
+    """The secret that a runner has made for itself, by its digest alone."""
+
+    secret_sha256: Sha256
 
 
 class SourceResolved(Message):

@@ -10,7 +10,7 @@ from sqlmodel import Session
 from coordinator.actions.give_secrets import give_secrets_again
 from coordinator.actions.leased_step import LeaseProof, is_current
 from coordinator.actions.revive_step import revive_step
-from coordinator.actions.runner_session import require_session
+from coordinator.actions.runner_session import get_own_runner, require_session
 from coordinator.rules.access import Caller
 from coordinator.rules.limits import grace_seconds
 from coordinator.site import Site
@@ -21,7 +21,7 @@ from shared.states import StepState
 
 def renew_leases(tx: Session, site: Site, caller: Caller, said: Heartbeat, *, now: datetime) -> Orders:
     """Keep the attempts alive and say what to do with each."""
-    require_session(
+    runner = require_session(
         tx,
         caller,
         said.session,
@@ -33,7 +33,7 @@ def renew_leases(tx: Session, site: Site, caller: Caller, said: Heartbeat, *, no
         paused_until=now + timedelta(seconds=said.paused_for_s) if said.paused_for_s else None,
         pause_reason=said.pause_reason,
     )
-    return _answer(tx, site, caller, said.attempts, now=now)
+    return _answer(tx, site, caller, runner, said.attempts, now=now)
 
 
 def resume_attempts(tx: Session, site: Site, caller: Caller, said: Resume, *, now: datetime) -> Orders:
@@ -41,8 +41,9 @@ def resume_attempts(tx: Session, site: Site, caller: Caller, said: Resume, *, no
 
     It has forgotten the secrets of its attempts, and must have them again before it sends another line.
     """
-    runners.change_runner(tx, caller.runner_id or "", now=now, session=said.session, draining=False)
-    orders = _answer(tx, site, caller, said.attempts, now=now)
+    runner = get_own_runner(tx, caller)
+    runners.change_runner(tx, runner.id, now=now, session=said.session, draining=False)
+    orders = _answer(tx, site, caller, runner, said.attempts, now=now)
     return orders.model_copy(
         update={"attempts": [_with_secrets(tx, site, order) for order in orders.attempts]}
     )
@@ -56,7 +57,13 @@ def _with_secrets(tx: Session, site: Site, order: Order) -> Order:
 
 
 def _answer(
-    tx: Session, site: Site, caller: Caller, reports: Sequence[AttemptReport], *, now: datetime
+    tx: Session,
+    site: Site,
+    caller: Caller,
+    runner: Any,
+    reports: Sequence[AttemptReport],
+    *,
+    now: datetime,
 ) -> Orders:
     found = steps.list_steps_by_id(tx, [report.step_id for report in reports])
     orders = [_order(tx, site, caller, found.get(report.step_id), report, now=now) for report in reports]
@@ -64,7 +71,12 @@ def _answer(
     if alive:
         steps.touch_steps(tx, alive, caller.runner_id or "", now=now)
     _note_phases(tx, caller, found, [report for report in reports if report.step_id in alive])
-    return Orders(attempts=orders, drain=False, next=site.settings.heartbeat)
+    return Orders(
+        attempts=orders,
+        drain=False,
+        next=site.settings.heartbeat,
+        rotate=runner.rotate_requested_at is not None,
+    )
 
 
 def _note_phases(

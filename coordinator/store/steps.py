@@ -376,6 +376,16 @@ def list_unacknowledged_of(tx: Session, runner_id: str) -> list[Row[Any]]:
     return list(tx.connection().execute(statement).all())
 
 
+def list_leased_of(tx: Session, runner_id: str) -> list[Row[Any]]:
+    """What this runner holds, build by build: who takes several of these locks takes them in this order."""
+    statement = (
+        select(STEPS)
+        .where(STEPS.c.runner_id == runner_id, among(STEPS.c.state, LEASED_STEP_STATES))
+        .order_by(STEPS.c.build_id, STEPS.c.id)
+    )
+    return list(tx.connection().execute(statement).all())
+
+
 def list_silent(tx: Session, *, before: datetime, exclusive_until: datetime, limit: int) -> list[Row[Any]]:
     """Acknowledged attempts whose runner was last heard before `before`, the longest silent first.
 

@@ -1,4 +1,4 @@
-"""Who lets machines in: the tokens by which they become runners."""
+"""Who is a runner: the tokens by which machines become one, new secrets, and the end of it."""
 
 from datetime import timedelta
 
@@ -7,6 +7,9 @@ from starlette.responses import Response
 from coordinator.actions.create_enrolment_token import create_enrolment_token as create_action
 from coordinator.actions.list_enrolment_tokens import list_enrolment_tokens as list_action
 from coordinator.actions.revoke_enrolment_token import revoke_enrolment_token as revoke_action
+from coordinator.actions.revoke_runner import revoke_runner as revoke_runner_action
+from coordinator.actions.rotate_runner import rotate_runner as rotate_runner_action
+from coordinator.actions.take_secret import take_secret as take_secret_action
 from coordinator.api.build_server.enrolment_shapes import (
     EnrolmentCreate,
     EnrolmentCreated,
@@ -14,9 +17,12 @@ from coordinator.api.build_server.enrolment_shapes import (
     enrolment_created,
     enrolment_out,
 )
-from coordinator.api.build_server.operations import USER, operation
+from coordinator.api.build_server.operations import RUNNER, USER, error, operation
+from coordinator.api.build_server.shapes import RunnerOut, runner_out
 from coordinator.api.endpoint import Answer, Call, Endpoint, json_answer
+from coordinator.bell import READY
 from coordinator.rules.access import Policy, Scope
+from shared.protocol import NewSecret, Ok
 
 
 async def create_enrolment_token(call: Call) -> Response:
@@ -42,6 +48,22 @@ async def list_enrolment_tokens(call: Call) -> Response:
 async def revoke_enrolment_token(call: Call) -> Response:
     await call.write(revoke_action, call.caller, call.path["id"])
     return Response(status_code=204)
+
+
+async def rotate_runner(call: Call) -> Response:
+    return json_answer(runner_out(*await call.write(rotate_runner_action, call.caller, call.path["id"])))
+
+
+async def revoke_runner(call: Call) -> Response:
+    await call.write(revoke_runner_action, call.state.site, call.caller, call.path["id"])
+    call.state.rights.have_changed()
+    call.state.bell.ring(READY)
+    return Response(status_code=204)
+
+
+async def take_secret(call: Call) -> Response:
+    await call.write(take_secret_action, call.caller, call.body.secret_sha256)
+    return json_answer(Ok())
 
 
 ENDPOINTS: list[Endpoint] = [
@@ -75,5 +97,37 @@ ENDPOINTS: list[Endpoint] = [
         tag="Runner",
         policy=Policy(USER, "enrolment:delete", Scope.RESOURCE),
         ok={204: Answer("It lets nobody in any more")},
+    ),
+    operation(
+        "POST",
+        "/api/runners/{id}/rotate",
+        rotate_runner,
+        "Ask a runner to take a new secret",
+        description="It hears so with its next heartbeat. The old secret counts until the new one is used.",
+        tag="Runner",
+        policy=Policy(USER, "runner:rotate", Scope.RESOURCE),
+        ok={200: Answer("The runner, asked", RunnerOut)},
+    ),
+    operation(
+        "DELETE",
+        "/api/runners/{id}",
+        revoke_runner,
+        "Revoke a runner",
+        description="Its secret counts no more, and the steps it holds go to others.",
+        tag="Runner",
+        policy=Policy(USER, "runner:delete", Scope.RESOURCE),
+        ok={204: Answer("It is no runner any more")},
+    ),
+    operation(
+        "POST",
+        "/api/runner/rotate",
+        take_secret,
+        "Take a new secret",
+        description="Only when one was asked for. The runner tells the digest of the secret it has made.",
+        tag="Runner",
+        policy=Policy(RUNNER, "runner:work"),
+        body=NewSecret,
+        ok={200: Answer("The new secret counts", Ok)},
+        errors={409: error("No new secret was asked for")},
     ),
 ]

@@ -1,0 +1,78 @@
+"""The runner of an attempt is gone: the step goes to another one, or has failed."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlmodel import Session
+
+from coordinator.actions.end_unheard import end_unheard
+from coordinator.actions.settle_build import settle_build
+from coordinator.rules.access import SYSTEM
+from coordinator.rules.retries import Retry, next_retry
+from coordinator.rules.transitions import StepEvent
+from coordinator.site import Site
+from coordinator.store import attempts, audit, builds, steps
+from shared.reasons import Reason
+from shared.states import StepState
+
+LOST = "lost"  # the outcome of an attempt whose runner fell silent, or was revoked
+
+
+def lose_attempt(tx: Session, site: Site, step: Any, *, now: datetime) -> int:
+    """Ready again after a while, or failed where no retry is left; 0 when it was heard of meanwhile.
+
+    `step` is the row as it was found. What was told to stop is left to who forces stops.
+    """
+    builds.lock_build(tx, step.build_id)
+    current = steps.get_step(tx, step.id)
+    if current.last_seen_at != step.last_seen_at:
+        return 0  # it was heard before its build was held, and its log may have grown
+    if current.cancel_requested_at is not None or not StepState(current.state).is_leased:
+        return 0  # it was told to stop, or has ended, before its build was held
+    retry = next_retry(step, Reason.RUNNER_LOST, exit_code=None)
+    if retry is not None:
+        event, is_lost = "step.requeued", _requeue(tx, step, retry, now=now)
+    else:
+        event = "step.finished"
+        is_lost = end_unheard(
+            tx,
+            site,
+            step,
+            StepEvent.FAIL,
+            outcome=LOST,
+            reason=Reason.RUNNER_LOST,
+            has_gap=True,
+            now=now,
+            unheard_since=step.last_seen_at,
+        )
+    if not is_lost:
+        return 0
+    audit.record_step(tx, SYSTEM, event, step, now=now, reason=str(Reason.RUNNER_LOST))
+    settle_build(tx, step.build_id, [step.id], reason=Reason.RUNNER_LOST, now=now)
+    return 1
+
+
+def _requeue(tx: Session, step: Any, retry: Retry, *, now: datetime) -> bool:
+    """Runner and attempt stay named: if that runner comes back first, it goes on, and so does the log."""
+    moved = steps.move_step(
+        tx,
+        step.id,
+        StepEvent.REQUEUE,
+        attempt=step.attempt,
+        unheard_since=step.last_seen_at,
+        infra_retries=retry.infra_retries,
+        not_before=now + retry.delay,
+        reason=Reason.RUNNER_LOST,
+    )
+    if moved:
+        attempts.end_attempt(
+            tx,
+            step.id,
+            step.attempt,
+            has_gap=True,
+            outcome=LOST,
+            reason=Reason.RUNNER_LOST,
+            finished_at=now,
+            log_size=step.log_size,
+        )
+    return moved
