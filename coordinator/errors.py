@@ -8,6 +8,7 @@ CoordinatorError
 │   └── Revoked            a runner's that was taken back
 ├── Denied             the caller is known and may not
 ├── NotFound           no such thing, or none the caller may see
+│   ├── Foreign          another tenant's: reads as if it were not there, and is written down
 │   ├── BlobGone         an input is named, and its bytes are lost
 │   └── Expired          it was there, and was not kept any longer
 ├── Conflict           the thing is not in a state for this
@@ -76,11 +77,27 @@ class Denied(CoordinatorError):
 
     code = "denied"
 
+    def __init__(
+        self,
+        message: str,
+        *,
+        details: tuple[Fault, ...] = (),
+        actor: str = "",
+        tenant_id: str | None = None,
+    ) -> None:
+        super().__init__(message, details=details)
+        self.actor = actor
+        self.tenant_id = tenant_id
+
 
 class NotFound(CoordinatorError):
     """No such thing, or none the caller may see."""
 
     code = "not_found"
+
+
+class Foreign(NotFound):
+    """There is such a thing, and it belongs to another tenant: reads the same, is written down."""
 
 
 class BlobGone(NotFound):

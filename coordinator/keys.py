@@ -13,6 +13,7 @@ from coordinator.sealing import SecretKeys
 
 KEY_BYTES = 32
 SECRETS_KEY = "secrets-key"
+AUDIT_KEY = "audit-key"
 TOKEN_KEYS = "token-keys"  # noqa: S105 - a file name
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -64,6 +65,27 @@ def load_access_tokens(data: Path) -> AccessTokens:
         raise UnusableKeys(
             f"{path} holds a key that can be guessed: {error}; remove the file, and the next start makes one"
         ) from error
+
+
+def load_audit_key(data: Path) -> bytes:
+    """What seals the checkpoints of the audit trail; made only where there are none yet."""
+    path = data / "keys" / AUDIT_KEY
+    if not path.exists() and checkpoints_path(data).exists():
+        raise UnusableKeys(
+            f"{path} is missing, and {checkpoints_path(data)} was sealed with it: put it back from a backup, "
+            "or move the checkpoints to another place, where nothing can verify them"
+        )
+    return _load_keys(data, AUDIT_KEY)[0]
+
+
+def find_audit_key(data: Path) -> bytes | None:
+    """The same, None where none was ever made."""
+    return _load_keys(data, AUDIT_KEY)[0] if (data / "keys" / AUDIT_KEY).exists() else None
+
+
+def checkpoints_path(data: Path) -> Path:
+    """Where the checkpoints of the audit trail are written down."""
+    return data / "audit" / "checkpoints"
 
 
 def _load_keys(data: Path, name: str) -> list[bytes]:

@@ -160,6 +160,13 @@ def caller_of(identity: Identity, policy: Policy, tenant_id: str | None, address
     return caller
 
 
+def name_caller(error: Denied, identity: Identity, tenant_id: str | None) -> None:
+    """Say in a refusal who was refused, and in which of its own tenants."""
+    mine = list(identity.grants or ())
+    error.actor = identity.actor
+    error.tenant_id = tenant_id if tenant_id in mine else mine[0] if len(mine) == 1 else None
+
+
 def _only_tenant(identity: Identity, scope: Scope) -> str | None:
     """The tenant of who belongs to one; None where what is named has to decide, or for the operator."""
     if identity.grants is None:

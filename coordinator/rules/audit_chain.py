@@ -72,6 +72,12 @@ def hash_of(before: bytes, seq: int, chain: str, row: Sayings) -> bytes:
     return hashlib.sha256(_spelled(said)).digest()
 
 
+def link_unreadable(last: Link, chain: str, row_id: str) -> Link:
+    """The place of a row that does not say what a row can say, so that the chain goes on behind it."""
+    said = [f"{_ROW} unreadable", last.hash.hex(), last.seq + 1, chain, row_id]
+    return Link(last.seq + 1, hashlib.sha256(_spelled(said)).digest())
+
+
 def _spelled(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
 

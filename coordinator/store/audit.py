@@ -9,19 +9,19 @@ from sqlmodel import Session, col, select
 
 from coordinator.rules.access import Caller
 from coordinator.store.prepared import Prepared
-from coordinator.tables import AuditLog, table_of
+from coordinator.tables import AuditLog, Project, table_of
 from shared.ids import new_id
 
 _AUDIT = table_of(AuditLog)
+_PROJECTS = table_of(Project)
 _SEAL = {"chain", "seq", "hash"}  # these come later, in the order in which transactions have ended
+_SAID = {
+    column.name: bindparam(column.name, type_=column.type) for column in _AUDIT.c if column.name not in _SEAL
+}
+_OF_PROJECT = select(_PROJECTS.c.tenant_id).where(_PROJECTS.c.id == _SAID["project_id"]).scalar_subquery()
+# who speaks for no tenant, such as a runner or the coordinator itself, acts in that of the project
 _INSERT = Prepared(
-    insert(_AUDIT).values(
-        {
-            column.name: bindparam(column.name, type_=column.type)
-            for column in _AUDIT.c
-            if column.name not in _SEAL
-        }
-    )
+    insert(_AUDIT).values({**_SAID, "tenant_id": func.coalesce(_SAID["tenant_id"], _OF_PROJECT)})
 )
 
 

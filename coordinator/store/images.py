@@ -5,7 +5,7 @@ from collections.abc import Collection
 from sqlalchemy import func
 from sqlmodel import Session, col, or_, select
 
-from coordinator.errors import NotFound
+from coordinator.errors import Foreign, NotFound
 from coordinator.rules.access import Caller
 from coordinator.store.dialect import insert_if_absent
 from coordinator.tables import DockerImage, Workflow, WorkflowImage, table_of
@@ -31,8 +31,10 @@ def list_images(tx: Session, caller: Caller, *, public: bool | None) -> list[Doc
 def get_image(tx: Session, caller: Caller, image_id: str) -> DockerImage:
     """The image, if it belongs to the caller's tenant."""
     image = tx.get(DockerImage, image_id)
-    if image is None or not caller.may_see_tenant(image.tenant_id):
+    if image is None:
         raise NotFound("no such docker image")
+    if not caller.may_see_tenant(image.tenant_id):
+        raise Foreign("no such docker image")
     caller.require_in(image.tenant_id)
     return image
 

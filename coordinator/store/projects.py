@@ -7,7 +7,7 @@ from sqlalchemy import func, update
 from sqlalchemy import select as core_select
 from sqlmodel import Session, col, select
 
-from coordinator.errors import NotFound
+from coordinator.errors import Foreign, NotFound
 from coordinator.rules.access import Caller
 from coordinator.tables import Build, Project, table_of
 from shared.states import FINAL_BUILD_STATES
@@ -26,8 +26,10 @@ def get_project(tx: Session, caller: Caller, project_id: str) -> Project:
     Denied for one that the caller may see and not do this with.
     """
     project = tx.get(Project, project_id)
-    if project is None or project.deleted_at is not None or not caller.may_see_tenant(project.tenant_id):
+    if project is None or project.deleted_at is not None:
         raise NotFound("no such project")
+    if not caller.may_see_tenant(project.tenant_id):
+        raise Foreign("no such project")
     caller.require_in(project.tenant_id)
     return project
 

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from sqlmodel import Session, col, or_, select
 
-from coordinator.errors import NotFound
+from coordinator.errors import Foreign, NotFound
 from coordinator.rules.access import Caller
 from coordinator.store.dialect import insert_if_absent
 from coordinator.tables import Tenant, table_of
@@ -41,8 +41,10 @@ def has_tenant(tx: Session, tenant_id: str) -> bool:
 def get_tenant(tx: Session, caller: Caller, tenant_id: str) -> Tenant:
     """The tenant, if the caller may see it; Denied where the caller may not do there what it asks for."""
     tenant = tx.get(Tenant, tenant_id)
-    if tenant is None or not caller.may_see_tenant(tenant.id):
+    if tenant is None:
         raise NotFound("no such tenant")
+    if not caller.may_see_tenant(tenant.id):
+        raise Foreign("no such tenant")
     caller.require_in(tenant.id)
     return tenant
 

@@ -273,7 +273,14 @@ def test_keys_are_made_once_and_readable_by_their_owner_only(
 
     new_app(settings)
 
-    assert set(before) == {"admin-token", "registration-token", "lease-key", "secrets-key", "token-keys"}
+    assert set(before) == {
+        "admin-token",
+        "registration-token",
+        "lease-key",
+        "secrets-key",
+        "token-keys",
+        "audit-key",
+    }
     assert {path.name: path.read_text() for path in folder.iterdir()} == before
     assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
     for path in folder.iterdir():

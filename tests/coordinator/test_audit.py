@@ -1,5 +1,8 @@
 """Every change a user can see leaves a row, and looking leaves none."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from coordinator.actions.cancel_build import cancel_build
@@ -7,7 +10,10 @@ from coordinator.actions.release_step import release_step
 from coordinator.actions.say_bye import say_bye
 from coordinator.api.denials import MAX_ADDRESSES, Denials
 from coordinator.rules.access import Audience, Caller
+from coordinator.settings import Settings
+from shared.ids import new_id
 from tests.factories import LOCAL, ON_SQLITE, Api, HeldOverHttp, Mill, a_spec
+from tests.fakes import SettableClock
 
 
 def actions(mill: Mill) -> list[str]:
@@ -235,13 +241,144 @@ def test_a_flood_of_refused_calls_writes_one_row_a_second(api: Api, mill: Mill) 
     mill.clock.advance(1)
     ask_as_nobody(api)
 
-    assert actions(mill) == ["access.denied"] * 2
+    assert [row.details.get("omitted") for row in mill.audited("access.denied")] == [None, 19]
+
+
+STRANGER = Caller(actor="unknown", audience=Audience.ANYONE, address="192.0.2.1")
+ROUTE = ("GET", "/api/runners", 401)
+
+
+async def flood(denials: Denials, count: int) -> None:
+    for number in range(count):
+        stranger = replace(STRANGER, address=f"192.0.2.{number}")
+        await denials.write_down(stranger, *ROUTE)
+
+
+async def test_what_was_left_out_of_a_flood_is_counted_when_it_is_over(mill: Mill) -> None:
+    denials = Denials(mill.state)
+    for _ in range(20):
+        await denials.write_down(STRANGER, *ROUTE)
+    await denials.write_omitted()
+    assert len(mill.audited()) == 1
+
+    mill.clock.advance(1)
+    for _ in range(2):
+        await denials.write_omitted()
+
+    (_, row) = mill.audited()
+    assert (row.action, row.address, row.details) == ("access.denied", "192.0.2.1", {"omitted": 19})
+
+
+async def test_a_coordinator_that_stops_writes_down_what_it_has_counted(mill: Mill) -> None:
+    denials = Denials(mill.state)
+    for _ in range(3):
+        await denials.write_down(STRANGER, *ROUTE)
+
+    await denials.write_omitted(everything=True)
+
+    assert [row.details.get("omitted") for row in mill.audited()] == [None, 2]
 
 
 async def test_a_flood_from_many_addresses_is_bounded_too(mill: Mill) -> None:
     denials = Denials(mill.state)
-    for number in range(MAX_ADDRESSES + 50):
-        caller = Caller(actor="unknown", audience=Audience.ANYONE, address=f"192.0.2.{number}")
-        await denials.write_down(caller, "GET", "/api/runners", 401)
-
+    await flood(denials, MAX_ADDRESSES + 50)
     assert len(mill.audited()) == MAX_ADDRESSES
+
+    await denials.write_omitted()
+
+    row = mill.audited()[-1]
+    assert (row.address, row.details) == ("", {"omitted": 50})
+
+
+async def test_strangers_take_no_room_from_those_who_are_known(mill: Mill) -> None:
+    denials = Denials(mill.state)
+    await flood(denials, MAX_ADDRESSES + 50)
+
+    for tenant_id in ("t", "u"):
+        known = Caller(actor="user:1", audience=Audience.USER, address="192.0.2.1", tenant_id=tenant_id)
+        await denials.write_down(known, *ROUTE)
+
+    assert [(row.actor, row.tenant_id) for row in mill.audited()[-2:]] == [("user:1", "t"), ("user:1", "u")]
+
+
+async def test_a_denial_that_could_not_be_written_down_is_counted(mill: Mill) -> None:
+    denials = Denials(mill.state)
+    await denials.write_down(STRANGER, *ROUTE)
+    mill.state.lanes._closed = True
+    mill.clock.advance(1)
+    for _ in range(3):
+        await denials.write_down(STRANGER, *ROUTE)
+    mill.state.lanes._closed = False
+
+    mill.clock.advance(1)
+    await denials.write_down(STRANGER, *ROUTE)
+
+    assert [row.details.get("omitted") for row in mill.audited()] == [None, 3]
+
+
+# Whom it was, and of which tenant
+
+
+@pytest.fixture
+def closed(new_app: Any, settings: Settings) -> Any:
+    """A coordinator that wants tokens."""
+    return new_app(settings.model_copy(update={"auth": "token"}))
+
+
+def test_a_member_who_may_not_is_named_with_the_tenant(
+    closed: Any, new_client: Any, clock: SettableClock
+) -> None:
+    mill = Mill(closed.state.coordinator, clock)
+    viewer, tenant = mill.a_member("acme", "viewer"), mill.a_tenant("acme")
+
+    answer = new_client(closed).post(
+        "/api/docker-images", json={"slug": "a", "imageUrl": "b"}, headers=viewer
+    )
+
+    assert answer.status_code == 403
+    row = mill.audited("access.denied")[-1]
+    assert row.actor.startswith("user:")
+    assert (row.tenant_id, row.address, row.details["status"]) == (tenant, "127.0.0.1", 403)
+
+
+def test_who_names_a_foreign_tenant_is_written_down_in_its_own(
+    closed: Any, new_client: Any, clock: SettableClock
+) -> None:
+    mill = Mill(closed.state.coordinator, clock)
+    owner, mine = mill.a_member("acme"), mill.a_tenant("acme")
+    owner["X-Tenant-ID"] = mill.a_tenant("others")
+
+    answer = new_client(closed).get("/api/audit-logs", headers=owner)
+
+    assert answer.status_code == 403
+    row = mill.audited("access.denied")[-1]
+    assert (row.actor.partition(":")[0], row.tenant_id) == ("user", mine)
+
+
+@ON_SQLITE
+async def test_who_asks_for_what_belongs_to_others_is_written_down_and_answered_as_if_it_were_not_there(
+    closed: Any, new_client: Any, clock: SettableClock
+) -> None:
+    mill = Mill(closed.state.coordinator, clock)
+    owner, mine, foreign = mill.a_member("acme"), mill.a_tenant("acme"), mill.a_project("others")
+    client = new_client(closed)
+
+    there = client.get(f"/api/projects/{foreign}", headers=owner)
+    nowhere = client.get(f"/api/projects/{new_id()}", headers=owner)
+    assert mill.audited("access.denied") == []
+    await closed.state.denials.write_omitted()
+
+    assert (there.status_code, there.content) == (nowhere.status_code, nowhere.content)
+    (row,) = mill.audited("access.denied")
+    assert (row.tenant_id, row.project_id) == (mine, None)
+    assert row.details == {"method": "GET", "path": "/api/projects/{id}", "status": 404}
+
+
+async def test_a_page_of_somebody_else_is_written_down(api: Api, app: Any, mill: Mill) -> None:
+    answer = api.client.get("/api/runners", headers={"Origin": "https://evil.example"})
+    assert answer.status_code == 403
+
+    await app.state.denials.write_omitted()
+
+    (row,) = mill.audited("access.denied")
+    assert (row.actor, row.address, row.details) == ("unknown", "127.0.0.1", {"status": 403})
