@@ -22,6 +22,7 @@ from coordinator.api.endpoint import routes_of
 from coordinator.api.executions.auth_routes import ENDPOINTS as AUTH_ENDPOINTS
 from coordinator.api.executions.operations import PREFIX as EXECUTIONS
 from coordinator.api.executions.problems import executions_form
+from coordinator.api.executions.project_routes import ENDPOINTS as EXECUTION_PROJECT_ENDPOINTS
 from coordinator.api.executions.routes import ENDPOINTS as EXECUTION_ENDPOINTS
 from coordinator.api.guards import CanonicalPath, SameOrigin, SecurityHeaders, TrustedHost
 from coordinator.api.openapi import specification
@@ -67,6 +68,7 @@ ALL_ENDPOINTS = [
     *ACCOUNT_ENDPOINTS,
     *AUTH_ENDPOINTS,
     *EXECUTION_ENDPOINTS,
+    *EXECUTION_PROJECT_ENDPOINTS,
     *PLAIN_ENDPOINTS,
 ]
 

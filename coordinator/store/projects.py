@@ -54,6 +54,14 @@ def list_projects(tx: Session, tenant_id: str) -> list[Project]:
     return list(tx.exec(statement).all())
 
 
+def page_projects(tx: Session, tenant_id: str, *, limit: int, offset: int) -> tuple[list[Project], int]:
+    """Some projects of a tenant, oldest first, and how many it has."""
+    its = (col(Project.tenant_id) == tenant_id, col(Project.deleted_at).is_(None))
+    statement = select(Project).where(*its).order_by(col(Project.id)).limit(limit).offset(offset)
+    total = tx.exec(select(func.count()).select_from(Project).where(*its)).one()
+    return list(tx.exec(statement).all()), int(total)
+
+
 def change_project(tx: Session, project: Project, changes: dict[str, Any], *, now: datetime) -> None:
     for field, value in changes.items():
         setattr(project, field, value)
