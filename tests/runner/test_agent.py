@@ -382,10 +382,14 @@ def test_who_gets_no_orders_asks_again(new_agent, coordinator, answer):
 
 
 def test_a_poll_that_is_refused_for_good_is_not_repeated_without_a_pause(new_agent, coordinator):
-    coordinator.answers["acquire"] = [refusal(404, "not_found") for _ in range(10_000)]
     agent = new_agent(slots=1)
     agent._once = False
-    threading.Timer(2.5, agent.drain).start()
+
+    def begin():
+        threading.Timer(2.5, agent.drain).start()
+        return refusal(404, "not_found")
+
+    coordinator.answers["acquire"] = [begin, *[refusal(404, "not_found") for _ in range(10_000)]]
 
     live(agent)
 

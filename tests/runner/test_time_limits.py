@@ -24,6 +24,12 @@ ON_THE_WALL = {
 }
 
 
+def until(look, timeout_s=20):
+    ends = time.monotonic() + timeout_s
+    while not look() and time.monotonic() < ends:
+        time.sleep(0.01)
+
+
 def test_a_step_that_prints_nothing_for_too_long_ends_for_that_reason(run, coordinator):
     began = time.monotonic()
 
@@ -48,7 +54,13 @@ def test_silence_counts_on_when_another_life_of_the_runner_takes_over(coordinato
     first = an_attempt()
     dying = StepRun(means, journal, first)
     dying._cleaning.prove = lambda free: None  # what is dead cleans nothing up
-    threading.Timer(2.5, first.abandon).start()
+
+    def kill():
+        until(lambda: b"begun" in coordinator.log)
+        time.sleep(2)
+        first.abandon()
+
+    threading.Thread(target=kill).start()
     dying.run()
     assert Journal.load(journal.folder).phase is JournalPhase.RUNNING
     began = time.monotonic()
@@ -67,8 +79,7 @@ def test_a_jump_of_the_clock_on_the_wall_changes_nothing(run, coordinator, state
     monkeypatch.setattr(time, "time_ns", lambda: int(time.time() * 1e9))
 
     def jump():
-        while not (state / "ran").exists():
-            time.sleep(0.01)
+        until((state / "ran").exists)
         jumped.set()
 
     threading.Thread(target=jump, daemon=True).start()
@@ -131,9 +142,11 @@ def test_an_image_that_does_not_arrive_in_time_ends_the_step_for_that_reason(
 
 
 def test_who_takes_over_a_pull_has_only_what_is_left_of_its_time(coordinator, means, state, monkeypatch):
-    given = []
+    given, first = [], an_attempt()
 
     def never(image, *, deadline_s, progress):
+        if not given:
+            threading.Timer(0.6, first.shut_down).start()
         given.append(deadline_s)
         time.sleep(min(deadline_s, 1.0))
         raise StepError(Reason.PULL_TIMEOUT, f"{image} did not arrive")
@@ -141,8 +154,6 @@ def test_who_takes_over_a_pull_has_only_what_is_left_of_its_time(coordinator, me
     monkeypatch.setattr(means.executor, "pull", never)
     claim = a_claim(limits=Limits(timeout_s=60, pull_timeout_s=100)).model_dump(mode="json")
     journal = Journal.create(attempt_dir(state, "step-1", 1), claim)
-    first = an_attempt()
-    threading.Timer(0.6, first.shut_down).start()
     StepRun(means, journal, first).run()
 
     written = Journal.create(journal.folder, claim)
