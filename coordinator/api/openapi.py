@@ -46,6 +46,7 @@ _TAGS = {
 _PATH_PARAMETERS = {
     "/api/projects": "Project identifier",
     "/api/builds": "Build identifier",
+    "/api/v1/builds": "Build identifier",
     "/api/steps": "Build step identifier",
     "/api/artifacts": "Artifact identifier",
     "/api/docker-images": "Docker image identifier",
@@ -211,7 +212,7 @@ def _parameters(endpoint: Endpoint) -> Iterator[Json]:
 
 
 def _path_description(path: str, name: str) -> str:
-    prefix = "/".join(path.split("/")[:3])
+    prefix = "/".join(path.split("/")[: 4 if path.startswith(f"{executions.PREFIX}/") else 3])
     return _PATH_PARAMETERS.get(name) or _PATH_PARAMETERS[prefix]
 
 

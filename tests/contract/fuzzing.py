@@ -122,6 +122,7 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", client: httpx.Client) 
 def seed(client: httpx.Client, registration_token: str) -> tuple[str, dict[str, list[str]]]:
     """Something of every kind; returns a runner's secret and the values worth trying, by parameter."""
     project = _made(client, "/api/projects", {"accountId": "acme", "name": "seeded"})["id"]
+    client.patch(f"/api/projects/{project}", json={"repoUrl": "https://git.example/owner/name"})
     image = _made(client, "/api/docker-images", {"slug": "base", "imageUrl": "alpine"})["id"]
     step = {"name": "one", "imageSlug": "base", "dependsOn": [], "runScript": "true"}
     steps = [{**step, "cacheDirs": [], "outputPaths": []}]
@@ -132,12 +133,16 @@ def seed(client: httpx.Client, registration_token: str) -> tuple[str, dict[str, 
     found = [client.get(f"/api/builds/{build}").json()["steps"][0]["id"] for build in builds]
     _made(client, f"/api/runner/{found[0]}/complete", {"status": "success", "logs": "hello\n"}, status=200)
     cancelled = _made(client, f"/api/builds/{builds[3]}/cancel", None, status=202)["cancelId"]
+    [tenant] = [one["id"] for one in client.get("/api/tenants").json() if one["accountId"] == "acme"]
+    wish, header = {"project_id": project, "git_branch": "main"}, {"X-Tenant-ID": tenant}
+    builds += [_made(client, "/api/v1/builds", wish, headers=header)["id"] for _ in range(3)]
     credential = {"Authorization": f"Bearer {registration_token}"}
     runner = _made(client, "/api/runners", {"name": "fuzzed"}, headers=credential)
     return runner["runnerSecret"], {
         "path.id": [project, *builds, *found, image, cancelled],
         "path.workflowId": [workflow],
         "path.stepId": found,
+        "header.X-Tenant-ID": [tenant],
         "query.accountId": ["acme"],
         "query.projectId": [project],
     }

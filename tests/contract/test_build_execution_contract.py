@@ -1,23 +1,40 @@
 """The published Build Execution contract, as its examples, tables and drawings tell it."""
 
 import re
-from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
+from jsonschema import Draft202012Validator
 
 from coordinator.actions.change_project import change_project
+from coordinator.api.openapi import specification
+from coordinator.app import ALL_ENDPOINTS
+from tests.contract.published import DATE_TIME
 from tests.factories import LOCAL, ON_SQLITE, Held, MadeRunner, Mill, a_spec
 
 MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 BUILD_FIELDS = {"id", "project_id", "build_number", "git_branch", "status", "created_at", "updated_at"}
-Ask = Callable[..., httpx.Response]
+SERVED = specification(ALL_ENDPOINTS, "test")
+
+
+def check_answer(method: str, path: str, answer: httpx.Response) -> None:
+    """The answer is one that our own specification tells of."""
+    [operation] = [
+        one for place, one in SERVED["paths"].items() if re.fullmatch(re.sub("{.+}", "[^/]+", place), path)
+    ]
+    told = operation[method.lower()]["responses"][str(answer.status_code)]
+    if answer.content:
+        schema = told["content"][answer.headers["content-type"]]["schema"]
+        whole = {**schema, "components": SERVED["components"]}
+        Draft202012Validator(whole, format_checker=DATE_TIME).validate(answer.json())
+    else:
+        assert "content" not in told
 
 
 class Caller:
-    """A client with its two headers."""
+    """A client with its two headers, that holds each answer against the specification."""
 
     def __init__(self, client: httpx.Client, headers: dict[str, str]) -> None:
         self.client = client
@@ -26,7 +43,9 @@ class Caller:
     def __call__(self, method: str, path: str, **more: Any) -> httpx.Response:
         more.setdefault("headers", {})
         more["headers"] = {**self.headers, **more["headers"]}
-        return self.client.request(method, f"/api/v1{path}", **more)
+        answer = self.client.request(method, f"/api/v1{path}", **more)
+        check_answer(method, f"/api/v1{path}".partition("?")[0], answer)
+        return answer
 
     def a_build(self, project_id: str, **said: Any) -> dict[str, Any]:
         answer = self("POST", "/builds", json={"project_id": project_id, "git_branch": "main", **said})

@@ -78,8 +78,6 @@ def _made(build: Build) -> Response:
 
 
 def _builds(method: str, path: str, handler: Any, summary: str, permission: str, **more: Any) -> Endpoint:
-    if "{id}" in path:
-        more["parameters"] = {"id": "Build identifier"}
     policy = Policy(Audience.USER, permission, Scope.HEADER)
     return operation(
         method, f"/builds{path}", handler, summary, tag=TAG, policy=policy, is_contract=True, **more
@@ -99,7 +97,10 @@ ENDPOINTS: list[Endpoint] = [
         description="Runs the project's workflow on its repository, once it is started.",
         body=shapes.ExecutionCreate,
         ok={201: Answer("The build, queued until it is started", shapes.Execution)},
-        errors={404: error("No such project")},
+        errors={
+            404: error("No such project"),
+            409: error("The Idempotency-Key came with another request before"),
+        },
         is_idempotent=True,
     ),
     _builds(
