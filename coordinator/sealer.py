@@ -59,7 +59,7 @@ class Sealer:
         """What is due now."""
         await self._denials.write_omitted()
         await self.seal()
-        if time.monotonic() >= self._checkpoint_at:
+        if time.monotonic() >= self._checkpoint_at or self._ends.keys() - self._written.keys():
             await self.checkpoint()
             self._checkpoint_at = time.monotonic() + CHECKPOINT_EVERY_S
 

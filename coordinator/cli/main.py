@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 
 COMMANDS = {
+    "audit": ("coordinator.cli.audit", "audit"),
     "coordinator": ("coordinator.cli.serve", "coordinator"),
     "drill": ("coordinator.cli.drill.command", "drill"),
     "migrate": ("coordinator.cli.serve", "migrate_command"),

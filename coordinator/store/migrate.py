@@ -7,7 +7,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, text
 
 from coordinator.store.dialect import Database
 
@@ -16,6 +16,10 @@ _LOCK = 0x6275696C  # one migration at a time on Postgres, whoever starts it
 
 class DatabaseIsNewer(Exception):
     """This program is older than the database it was given."""
+
+
+class DatabaseIsOlder(Exception):
+    """The database lacks what this program expects, and nobody asked for a migration."""
 
 
 def migrate(database: Database) -> str:
@@ -46,6 +50,13 @@ def current_revision(database: Database) -> str | None:
     """The revision a database has; None for an empty one."""
     with database.writer.connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()
+
+
+def require_head(engine: Engine) -> None:
+    """Only look: DatabaseIsOlder or DatabaseIsNewer where the schema is not that of this version."""
+    with engine.connect() as connection:
+        if _is_behind(connection):
+            raise DatabaseIsOlder(f"the database has not the schema of this version, {head_revision()}")
 
 
 def _is_behind(connection: Connection) -> bool:
