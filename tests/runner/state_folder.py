@@ -15,7 +15,7 @@ from runner.mounts import mounts_below, unmount
 
 MODES = ("overlay", "copy")
 NOBODY = 65534
-FETCHED_S = 20.0
+ENDED_S = 60.0
 
 
 @contextmanager
@@ -26,17 +26,17 @@ def a_state_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        _await_fetches()
+        _await_threads()
         for mount in mounts_below(folder):
             unmount(mount)
         shutil.rmtree(folder)
 
 
-def _await_fetches() -> None:
-    """A step that is told to stop does not wait for git, which tidies up here when it has ended."""
+def _await_threads() -> None:
+    """Nobody waits for git where a step was told to stop, nor for long where caches are being merged."""
     for thread in threading.enumerate():
-        if thread.name.startswith("work-"):
-            thread.join(FETCHED_S)
+        if thread.name.startswith(("work-", "squash")):
+            thread.join(ENDED_S)
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount and change users")
