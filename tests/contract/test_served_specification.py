@@ -13,6 +13,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from coordinator.api.openapi import specification
 from coordinator.app import ALL_ENDPOINTS
+from coordinator.rules.access import Scope
 from tests.contract.published import CONTRACT, OPERATIONS, Operation, operations_of, resolve
 from tests.factories import ON_SQLITE
 
@@ -211,6 +212,28 @@ def test_the_headers_of_an_attempt_are_required_of_runners_only() -> None:
     assert required("POST /api/runner/{stepId}/start") == {"X-Attempt": True, "X-Lease": True}
     assert required("POST /api/runner/{stepId}/complete") == {"X-Attempt": False, "X-Lease": False}
     assert required("POST /api/runner/acquire") == {}
+
+
+def test_the_tenant_is_a_required_header_of_every_operation_that_is_about_one() -> None:
+    about_one = [endpoint for endpoint in ALL_ENDPOINTS if endpoint.policy.scope is Scope.HEADER]
+
+    assert len(about_one) >= 8
+    for endpoint in about_one:
+        headers = OURS[f"{endpoint.method} {endpoint.path}"].parameters("header")
+        assert headers["X-Tenant-ID"]["required"], endpoint.name
+
+
+def test_builds_that_are_started_later_need_a_token_also_where_access_is_open() -> None:
+    assert SERVED["paths"]["/api/v1/builds"]["get"]["security"] == [{"user": []}]
+
+
+def test_errors_have_the_form_of_their_surface() -> None:
+    def fields(path: str) -> set[str]:
+        answer = SERVED["paths"][path]["get"]["responses"]["400"]
+        return set(resolve(SERVED, answer["content"]["application/json"]["schema"])["required"])
+
+    assert fields("/api/projects") == {"error", "code", "details"}
+    assert fields("/api/v1/builds") == {"error", "code", "timestamp", "trace_id", "details"}
 
 
 def test_a_token_is_demanded_of_users_only_where_access_is_not_open() -> None:
