@@ -72,7 +72,8 @@ def _asked(call: Call) -> Asked | None:
         raise _bad_key("must be 1 to 255 visible characters of ASCII")
     caller = call.caller
     principal = f"{principal_of(caller.user_id, caller.credential)} {caller.tenant_id}"
-    said = [call.endpoint.method, call.request.scope["path"], call.raw_body]
+    # where a body is optional, an empty one says no more than none
+    said = [call.endpoint.method, call.request.scope["path"], call.raw_body or None]
     canonical = json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return Asked(principal, values[0], hashlib.sha256(canonical.encode()).hexdigest())
 

@@ -1,9 +1,15 @@
 """A creation that is sent again is answered again, and nothing is made twice."""
 
+import os
+import re
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +19,7 @@ from sqlmodel import Session
 from starlette.applications import Starlette
 from starlette.responses import Response
 
+from coordinator.actions.change_project import change_project
 from coordinator.actions.create_project import create_project
 from coordinator.api.auth import Doorkeeper
 from coordinator.api.denials import Denials
@@ -27,7 +34,7 @@ from coordinator.errors import Conflict
 from coordinator.rules.access import Audience, Caller, Policy, Scope
 from coordinator.store.kept_answers import KEPT, delete_old_answers
 from coordinator.tables import Project, table_of
-from tests.factories import ON_SQLITE, Mill, together
+from tests.factories import LOCAL, ON_SQLITE, Api, Mill, a_spec, together
 from tests.fakes import SettableClock
 
 THINGS = "/api/v1/things"
@@ -347,3 +354,132 @@ async def test_what_is_kept_no_longer_is_deleted_batch_by_batch(
 
     assert kept() == 1
     assert operator.make("new").headers["Idempotent-Replay"] == "true"
+
+
+# Over the surface itself
+
+
+BUILDS = "/api/v1/builds"
+START_S = 60.0
+
+
+@pytest.fixture
+def surface(app: Starlette, new_client: Callable[[Starlette], httpx.Client], mill: Mill) -> Maker:
+    return Maker(new_client(app), mill.a_member())
+
+
+def a_buildable_project(mill: Mill) -> str:
+    project = mill.a_project("acme")
+    mill.a_workflow(project, a_spec())
+    mill.now(change_project, mill.site, LOCAL, project, {"repo_url": "https://git.example/o/r"})
+    return project
+
+
+def test_one_build_is_made_by_many_creations_at_once(surface: Maker, mill: Mill) -> None:
+    body = {"project_id": a_buildable_project(mill), "git_branch": "main"}
+    headers = {**surface.headers, "Idempotency-Key": "nightly"}
+
+    answers = together(*[partial(surface.client.post, BUILDS, json=body, headers=headers)] * 6)
+
+    assert {answer.status_code for answer in answers if isinstance(answer, httpx.Response)} == {201}
+    assert len({answer.content for answer in answers if isinstance(answer, httpx.Response)}) == 1
+    assert surface.client.get(BUILDS, headers=surface.headers).json()["total_count"] == 1
+
+
+def test_a_build_is_retried_once_with_and_without_an_empty_body(surface: Maker, mill: Mill) -> None:
+    body = {"project_id": a_buildable_project(mill), "git_branch": "main"}
+    build = surface.client.post(BUILDS, json=body, headers=surface.headers).json()["id"]
+    surface.client.post(f"{BUILDS}/{build}/cancel", headers=surface.headers)
+    headers = {**surface.headers, "Idempotency-Key": "again"}
+
+    first = surface.client.post(f"{BUILDS}/{build}/retry", headers=headers)
+    second = surface.client.post(f"{BUILDS}/{build}/retry", headers=headers, json={})
+
+    assert first.status_code == 201
+    assert second.content == first.content
+    assert second.headers["Idempotent-Replay"] == "true"
+    assert surface.client.get(BUILDS, headers=surface.headers).json()["total_count"] == 2
+
+
+class Mortal:
+    """A coordinator in a process of its own, which is killed without a warning."""
+
+    def __init__(self, data: Path, said: Path) -> None:
+        argv = [sys.executable, "-m", "coordinator", "coordinator", "--port", "0", "--data", str(data)]
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        with said.open("w") as output:
+            self.process = subprocess.Popen(argv, stdout=output, stderr=output, env=environment)
+        self.said = said
+        self.client = httpx.Client(trust_env=False, transport=httpx.HTTPTransport(retries=10), timeout=30)
+
+    def wait_for_address(self) -> None:
+        ends = time.monotonic() + START_S
+        while (found := re.search(r"coordinator: (http://\S+)", self.said.read_text())) is None:
+            assert time.monotonic() < ends, self.said.read_text()
+            time.sleep(0.05)
+        self.client.base_url = httpx.URL(found[1])
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(30)
+
+
+@pytest.fixture
+def new_life(tmp_path: Path) -> Iterator[Callable[[], Mortal]]:
+    lives: list[Mortal] = []
+
+    def begin() -> Mortal:
+        lives.append(Mortal(tmp_path / "data", tmp_path / f"life-{len(lives)}"))
+        lives[-1].wait_for_address()
+        return lives[-1]
+
+    yield begin
+    for life in lives:
+        life.kill()
+        life.client.close()
+
+
+def test_a_kill_in_a_flood_of_creations_loses_no_answer_and_doubles_no_build(
+    new_life: Callable[[], Mortal], tmp_path: Path
+) -> None:
+    first = new_life()
+    api = Api(first.client)
+    project = api.a_project()
+    api.a_workflow(project_id=project["id"])
+    first.client.patch(f"/api/projects/{project['id']}", json={"repoUrl": "https://git.example/o/r"})
+    operator = {"Authorization": f"Bearer {(tmp_path / 'data/keys/admin-token').read_text().strip()}"}
+    tenants = first.client.get("/api/tenants?account=acme", headers=operator).json()
+    headers = {**operator, "X-Tenant-ID": tenants[0]["id"]}
+    body = {"project_id": project["id"], "git_branch": "main"}
+    keys = [f"key-{number}" for number in range(120)]
+    answered: dict[str, bytes] = {}
+    enough = threading.Event()
+
+    def create(life: Mortal, key: str) -> bytes:
+        answer = life.client.post(BUILDS, json=body, headers={**headers, "Idempotency-Key": key})
+        assert answer.status_code == 201, answer.text
+        return answer.content
+
+    def flood(some: list[str]) -> None:
+        for key in some:
+            try:
+                answered[key] = create(first, key)
+            except httpx.TransportError:
+                return
+            if len(answered) >= 10:
+                enough.set()
+
+    threads = [threading.Thread(target=flood, args=(keys[number::4],)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    assert enough.wait(60)
+    first.kill()
+    for thread in threads:
+        thread.join(60)
+
+    second = new_life()
+    again = {key: create(second, key) for key in keys}
+
+    assert len(answered) < len(keys)
+    assert {key: again[key] for key in answered} == answered
+    assert second.client.get(BUILDS, headers=headers).json()["total_count"] == len(keys)
