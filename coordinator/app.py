@@ -20,16 +20,19 @@ from coordinator.api.denials import UNKNOWN, Denials
 from coordinator.api.dispatch import Application, TreeRouter
 from coordinator.api.endpoint import routes_of
 from coordinator.api.executions.auth_routes import ENDPOINTS as AUTH_ENDPOINTS
+from coordinator.api.executions.log_routes import ENDPOINTS as LOG_ENDPOINTS
 from coordinator.api.executions.operations import PREFIX as EXECUTIONS
 from coordinator.api.executions.problems import executions_form
 from coordinator.api.executions.project_routes import ENDPOINTS as EXECUTION_PROJECT_ENDPOINTS
 from coordinator.api.executions.routes import ENDPOINTS as EXECUTION_ENDPOINTS
+from coordinator.api.executions.stream_routes import SOCKETS
 from coordinator.api.guards import CanonicalPath, SameOrigin, SecurityHeaders, TrustedHost
 from coordinator.api.openapi import specification
 from coordinator.api.plain import PLAIN_ENDPOINTS
 from coordinator.api.problems import Refusal, build_server_form
 from coordinator.api.rate_limit import RateLimited
 from coordinator.api.state import AppState
+from coordinator.api.websockets import sockets_of
 from coordinator.bell import Bell
 from coordinator.chores import do_chores
 from coordinator.keys import (
@@ -68,6 +71,7 @@ ALL_ENDPOINTS = [
     *ACCOUNT_ENDPOINTS,
     *AUTH_ENDPOINTS,
     *EXECUTION_ENDPOINTS,
+    *LOG_ENDPOINTS,
     *EXECUTION_PROJECT_ENDPOINTS,
     *PLAIN_ENDPOINTS,
 ]
@@ -119,7 +123,8 @@ def create_app(
 
     doorkeeper = Doorkeeper(state)
     routes = routes_of(ALL_ENDPOINTS, state, doorkeeper, denials)
-    app = Application(TreeRouter(routes, default=_nothing_there, lifespan=lifespan))
+    sockets = sockets_of(SOCKETS, state, doorkeeper, denials)
+    app = Application(TreeRouter(routes, default=_nothing_there, lifespan=lifespan, sockets=sockets))
     app.state.coordinator = state
     app.state.denials = denials
     _add_guards(app, settings, state, doorkeeper, denials)

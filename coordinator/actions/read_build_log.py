@@ -72,7 +72,7 @@ def show_build_log(tx: Session, caller: Caller, build_id: str) -> BuildLog:
     return BuildLog(logs.find_last(tx, build_id), is_whole)
 
 
-def list_log_pieces(tx: Session, site: Site, build_id: str, *, after: int) -> Pieces:
+def read_build_log(tx: Session, site: Site, build_id: str, *, after: int) -> Pieces:
     """The pieces behind this one, as many as are read at once. Who may read was asked before."""
     is_whole = builds.get_build(tx, build_id).state in FINAL_BUILD_STATES
     found = logs.list_pieces(tx, build_id, after=after, limit=PIECES_AT_ONCE)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from coordinator.actions.register_runner import ENROLMENT_PREFIX, secret_hash
 from coordinator.actions.take_secret import use_secret
-from coordinator.api.identify import Identities, caller_of, name_caller, tenant_header
+from coordinator.api.identify import Identities, Identity, caller_of, name_caller, tenant_header
 from coordinator.api.state import AppState
 from coordinator.errors import Denied, Revoked, Unauthenticated
 from coordinator.rules.access import Audience, Caller, Policy, Scope
@@ -55,6 +55,12 @@ class Doorkeeper:
             return await self._about(local, tenant_header(headers, is_required=False))
         identity = await self.identities.of_token(bearer_token(headers))
         tenant_id = tenant_header(headers, is_required=policy.scope is Scope.HEADER)
+        return await self.recognise(identity, policy, tenant_id, address)
+
+    async def recognise(
+        self, identity: Identity, policy: Policy, tenant_id: str | None, address: str
+    ) -> Caller:
+        """The caller that somebody who is known is on a route, about the tenant that is named, or Denied."""
         try:
             caller = caller_of(identity, policy, tenant_id, address)
             is_about_one = policy.scope not in (Scope.NOTHING, Scope.INSTALLATION)

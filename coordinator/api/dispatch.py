@@ -69,19 +69,29 @@ def _descend(node: _Node, segments: Sequence[str], at: int, values: list[str]) -
 
 
 class TreeRouter(Router):
-    """The framework's router, with the tree in front of its patterns."""
+    """The framework's router, with trees in front of its patterns: one for requests, one for WebSockets."""
 
-    def __init__(self, routes: Sequence[Route], *, default: ASGIApp, lifespan: Any) -> None:
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        *,
+        default: ASGIApp,
+        lifespan: Any,
+        sockets: Mapping[str, ASGIApp] | None = None,
+    ) -> None:
         super().__init__(routes, redirect_slashes=False, default=default, lifespan=lifespan)
-        self._tree = PathTree()
+        self._trees = {"http": PathTree(), "websocket": PathTree()}
         for route in routes:
-            self._tree.add(route.path, route.app)
+            self._trees["http"].add(route.path, route.app)
+        for path, app in (sockets or {}).items():
+            self._trees["websocket"].add(path, app)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        tree = self._trees.get(scope["type"])
+        if tree is None:
             await super().__call__(scope, receive, send)
             return
-        found = self._tree.find(scope["path"])
+        found = tree.find(scope["path"])
         if found is None:
             await self.default(scope, receive, send)
             return

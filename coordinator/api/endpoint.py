@@ -106,16 +106,7 @@ class Call:
         return await self.state.lanes.read(self._behind_walls(lambda tx: action(tx, *args, **named)))
 
     def _behind_walls(self, action: Callable[[Session], T]) -> Callable[[Session], T]:
-        """The same, where for a user the rows of other tenants are not there at all."""
-        tenants = self.caller.tenants if self.state.has_walls else None
-        if tenants is None:
-            return action
-
-        def behind(tx: Session) -> T:
-            stand_behind(tx, tenants, self.state.site.default_tenant_id)
-            return action(tx)
-
-        return behind
+        return behind_walls(self.state, self.caller, action)
 
     def proof(self) -> LeaseProof:
         """The attempt and the lease a runner sends with each write."""
@@ -129,6 +120,19 @@ class Call:
 
     def maybe_proof(self) -> LeaseProof | None:
         return self.proof() if ATTEMPT_HEADER in self.request.headers else None
+
+
+def behind_walls(state: AppState, caller: Caller, action: Callable[[Session], T]) -> Callable[[Session], T]:
+    """The same, where for a user the rows of other tenants are not there at all."""
+    tenants = caller.tenants if state.has_walls else None
+    if tenants is None:
+        return action
+
+    def behind(tx: Session) -> T:
+        stand_behind(tx, tenants, state.site.default_tenant_id)
+        return action(tx)
+
+    return behind
 
 
 def _decimal(value: object) -> object:

@@ -7,19 +7,20 @@ as none runs before the head of a request is complete; hence a protocol class of
 
 import asyncio
 import enum
-import importlib.util
 import json
 import resource
 from asyncio import TimerHandle
 from dataclasses import dataclass, replace
 from http import HTTPStatus
-from typing import Any, Literal
+from typing import Any
 
 import httptools
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+from coordinator.api.socket_protocol import BoundedSocket, handshake_fault
 
 # Descriptors that stay free for the database, logs and files when as many sockets are open as may be.
 RESERVED_DESCRIPTORS = 256
@@ -220,6 +221,8 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(400, "an upgrade must wait for the answers before it")
         elif self.scope["method"] != "GET" or self._announces_body():
             self._refuse(400, "an upgrade must be a GET without a body")
+        elif (fault := handshake_fault(self.url, self.headers)) is not None:
+            self._refuse(400, fault)
         else:
             self._stop_timers()
             self._stage = _Stage.ENDED
@@ -371,7 +374,7 @@ def make_server(
             fd=fd,
             loop="uvloop",
             http=Protocol,
-            ws=_websocket_implementation(),
+            ws=BoundedSocket,
             ws_max_size=64 * 1024,
             ws_per_message_deflate=False,
             lifespan="on",
@@ -394,7 +397,3 @@ def _affordable_connections() -> int:
     if soft_limit == resource.RLIM_INFINITY:
         return Limits.connections
     return max(soft_limit - RESERVED_DESCRIPTORS, soft_limit // 2)
-
-
-def _websocket_implementation() -> Literal["websockets-sansio", "none"]:
-    return "websockets-sansio" if importlib.util.find_spec("websockets") is not None else "none"

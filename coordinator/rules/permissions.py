@@ -21,6 +21,7 @@ _VIEWER = frozenset(
         "project:list",
         "project:read",
         "step:read",
+        "ticket:create",
         "workflow:list",
         "workflow:read",
     }

@@ -7,7 +7,7 @@ import pytest
 from anyio.from_thread import BlockingPortal
 
 from coordinator.actions.retry_build import retry_build
-from coordinator.api.executions.log_reader import LogReader, Message
+from coordinator.api.executions.log_reader import LogReader, Message, read_for_all
 from coordinator.rules.log_lines import BEGINNING, LONGEST_PART, Position, position_in
 from tests.factories import LOCAL, ON_SQLITE, Held, MadeBuild, Mill, a_spec
 
@@ -19,6 +19,10 @@ def told(message: Message) -> bytes:
     """Step and attempt, and the text of one message."""
     mark = b"+" if message.line.is_partial else b"."
     return f"{message.piece.step}#{message.piece.attempt}".encode() + mark + message.line.text
+
+
+def a_reader(mill: Mill, build_id: str, start: Position = BEGINNING) -> LogReader:
+    return LogReader(mill.site, read_for_all(mill.state), build_id, told, start)
 
 
 async def read_on(reader: LogReader) -> tuple[list[tuple[Position, bytes]], bool]:
@@ -37,7 +41,7 @@ def read(mill: Mill, portal: BlockingPortal) -> Callable[..., list[tuple[str, by
     def read(build_id: str, start: str = "0") -> list[tuple[str, bytes]]:
         position = position_in(start)
         assert position is not None
-        found, _ = portal.call(read_on, LogReader(mill.state, build_id, told, position))
+        found, _ = portal.call(read_on, a_reader(mill, build_id, position))
         return [(str(position), text) for position, text in found]
 
     return read
@@ -173,7 +177,7 @@ def test_a_log_is_the_same_for_who_reads_it_while_it_grows(
 ) -> None:
     dice = random.Random(5)
     build_id, a, b = two_steps(mill)
-    reader = LogReader(mill.state, build_id, told, BEGINNING)
+    reader = a_reader(mill, build_id)
     seen: list[tuple[Position, bytes]] = []
     sizes = {a.step_id: 0, b.step_id: 0}
     for _ in range(30):
@@ -193,7 +197,7 @@ def test_a_log_is_the_same_for_who_reads_it_while_it_grows(
 
 def test_a_build_that_has_said_nothing_ends_with_nothing(mill: Mill, portal: BlockingPortal) -> None:
     build_id, held = a_build_of_one(mill)
-    reader = LogReader(mill.state, build_id, told, BEGINNING)
+    reader = a_reader(mill, build_id)
     assert portal.call(read_on, reader) == ([], False)
     mill.complete(held)
 
@@ -205,7 +209,7 @@ def test_many_empty_lines_are_handed_out_in_small_batches(mill: Mill, portal: Bl
     mill.append(held, 0, b"\n" * 200_000)
 
     async def largest_batch() -> tuple[int, int]:
-        reader = LogReader(mill.state, build_id, lambda _: b"x" * 100, BEGINNING)
+        reader = LogReader(mill.site, read_for_all(mill.state), build_id, lambda _: b"x" * 100)
         largest = count = 0
         while not (batch := await reader.read()).is_waiting:
             largest, count = max(largest, len(batch.messages)), count + len(batch.messages)

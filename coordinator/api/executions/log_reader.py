@@ -5,15 +5,20 @@ it keeps besides is the open line of each step, which is never longer than a mes
 """
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from coordinator.actions.read_build_log import Piece, Standing, list_log_pieces, list_standings
+from coordinator.actions.read_build_log import Piece, Standing, read_build_log, list_standings
 from coordinator.api.state import AppState
 from coordinator.rules.log_lines import BEGINNING, Line, LineCutter, Position, behind
+from coordinator.site import Site
 from coordinator.store.log_files import LogFiles
 from coordinator.store.logs import OF_BUILD
+
+# (action, *args, **named): runs it on a snapshot of the database
+Read = Callable[..., Awaitable[Any]]
 
 BYTES_AT_ONCE = 64 * 1024
 HANDED_AT_ONCE = 256 * 1024
@@ -38,6 +43,15 @@ class Batch:
     is_end: bool = False
 
 
+def read_for_all(state: AppState) -> Read:
+    """The way to what several callers will get, each of which was asked before whether it may."""
+
+    async def read(action: Callable[..., Any], *args: Any, **named: Any) -> Any:
+        return await state.lanes.read(lambda tx: action(tx, *args, **named))
+
+    return read
+
+
 class _Writer:
     """What one attempt of a step has written as far as it was read."""
 
@@ -52,12 +66,14 @@ class LogReader:
 
     def __init__(
         self,
-        state: AppState,
+        site: Site,
+        read: Read,
         build_id: str,
         encode: Callable[[Message], bytes],
         start: Position = BEGINNING,
     ) -> None:
-        self._state = state
+        self._site = site
+        self._look = read
         self._build_id = build_id
         self._encode = encode
         self.position = start
@@ -73,9 +89,7 @@ class LogReader:
         if self._writers is None:
             self._writers = await self._look_back()
         if self._pieces is None:
-            found = await self._state.lanes.read(
-                lambda tx: list_log_pieces(tx, self._state.site, self._build_id, after=self._behind)
-            )
+            found = await self._look(read_build_log, self._site, self._build_id, after=self._behind)
             if not found.found:
                 messages = list(self._hand_out(self._end_all(self._writers))) if found.is_end else []
                 return Batch(messages, is_waiting=not found.is_end, is_end=found.is_end)
@@ -89,13 +103,11 @@ class LogReader:
     # Where a reader begins
 
     async def _look_back(self) -> dict[str, _Writer]:
-        standings = await self._state.lanes.read(
-            lambda tx: list_standings(tx, self._state.site, self._build_id, before=self._behind + 1)
-        )
+        standings = await self._look(list_standings, self._site, self._build_id, before=self._behind + 1)
         return await asyncio.to_thread(self._restore, standings)
 
     def _restore(self, standings: list[Standing]) -> dict[str, _Writer]:
-        files = self._state.site.logs
+        files = self._site.logs
         writers = {}
         for standing in standings:
             writer = writers[standing.last.step_id] = _Writer(standing.last, standing.end)
@@ -138,7 +150,7 @@ class LogReader:
         end = piece.offset + piece.length
         at = max(piece.offset, writer.end)  # what was sent a second time is read once
         while at < end:
-            data = self._state.site.logs.read(piece.path, at, min(BYTES_AT_ONCE, end - at))
+            data = self._site.logs.read(piece.path, at, min(BYTES_AT_ONCE, end - at))
             if not data and piece.is_open:
                 self._is_missing = True  # the machine went down, and the runner will send these bytes again
                 return
