@@ -390,9 +390,10 @@ class DockerExecutor:
         found = self._inspect(job.name)
         self._record_volumes(job, found)
         self._remove_with_holder(job.name, found)
-        holder = self._own_holder(job)
-        if holder:
-            self._sweeper.submit(self._try_remove, holder)
+        if _recorded(job, "holder") != (_holder_of(found) or ""):  # else it is being removed
+            holder = self._own_holder(job)
+            if holder:
+                self._sweeper.submit(self._try_remove, holder)
         self._asked.discard(job.name)
         self._began.pop(job.name, None)
 
