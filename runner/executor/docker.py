@@ -30,6 +30,7 @@ from runner.errors import BadSetup, EngineUnavailable, ImageGone, RunnerError, S
 from runner.executor import egress, epoch, holder_image, launcher, owner, seccomp, sight, trust, verdict
 from runner.executor.answers import must_answer
 from runner.executor.base import Bind, Created, Ended, Job, Leftover, name_of
+from runner.executor.bustle import Bustle
 from runner.executor.holders import HolderPool
 from runner.executor.housekeeping import Housekeeping
 from runner.executor.images import PulledImages
@@ -51,6 +52,7 @@ SLOW_S: Final = 180  # a start under load, a pull that says nothing
 POLL_S: Final = 0.1
 WAIT_PART_S: Final = 5.0
 DEATH_S: Final = 60.0
+LONGEST_KEPT_S: Final = 10.0
 UNAIDED_S: Final = 10.0
 DIAGNOSTICS_LIMIT: Final = 65536
 CONNECTIONS: Final = 64
@@ -112,8 +114,7 @@ class DockerExecutor:
         self._slow_api = _connect(base_url, timeout=SLOW_S)
         self._images = images
         self._housekeeping = Housekeeping(self._api, runners=self._runners, images=images, keep=keep_images)
-        self._starting = 0
-        self._started = threading.Condition()
+        self._bustle = Bustle()
         self._sweeper = ThreadPoolExecutor(max_workers=2, thread_name_prefix="sweep")
         self._pulls = Pulls(self._pull_once)
         self._asked: set[str] = set()
@@ -129,7 +130,7 @@ class DockerExecutor:
             self._make_holder,
             self._remove_container,
             ahead=ahead,
-            wait_for_quiet=self._wait_until_none_starts,
+            until_quiet=self._bustle.until_quiet,
         )
         self._watch = epoch.EngineWatch(self._listen, came_back=self._engine_came_back)
         self._watch.wait_until_listening(5)
@@ -191,11 +192,12 @@ class DockerExecutor:
         launcher.make_attempt_files(attempt_dir)
 
     def create(self, job: Job) -> Created:
-        launcher.make_attempt_files(job.attempt_dir)
-        image = self._find_image(plain_image(job.image))
-        if image is None:
-            raise ImageGone(job.image)
-        self._create_container(job, image["Id"])
+        with self._bustle.working_on(job.name):
+            launcher.make_attempt_files(job.attempt_dir)
+            image = self._find_image(plain_image(job.image))
+            if image is None:
+                raise ImageGone(job.image)
+            self._create_container(job, image["Id"])
         return Created(container=job.name, image_digest=_digest_of(image))
 
     def _create_container(self, job: Job, image_id: str) -> None:
@@ -208,7 +210,7 @@ class DockerExecutor:
                 return
             except docker.errors.APIError as error:
                 if holder is not None:
-                    self._sweeper.submit(self._try_remove, holder)
+                    self._remove_soon(holder)
                 if error.status_code == 404 and verdict.lacks_image(_text(error)):
                     raise ImageGone(job.image) from error
                 if error.status_code != 409:
@@ -240,7 +242,7 @@ class DockerExecutor:
             sight.note_container(job.attempt_dir, found["Id"])
             self._place_secrets(job)  # a restart of the machine has taken them
             try:
-                with self._going_first():
+                with self._bustle.working_on(job.name):
                     self._start_container(job.name)
             except StepError as error:
                 if is_last or verdict.find_remedy(error.detail) is verdict.Remedy.NOTHING:
@@ -255,22 +257,6 @@ class DockerExecutor:
     def has_started(self, job: Job) -> bool:
         found = self._inspect(job.name)
         return found is None or found["State"]["StartedAt"] != _NEVER
-
-    @contextmanager
-    def _going_first(self) -> Iterator[None]:
-        """The start of a step: networks that are made ahead wait for it."""
-        with self._started:
-            self._starting += 1
-        try:
-            yield
-        finally:
-            with self._started:
-                self._starting -= 1
-                self._started.notify_all()
-
-    def _wait_until_none_starts(self, longest_s: float) -> None:
-        with self._started:
-            self._started.wait_for(lambda: self._starting == 0, longest_s)
 
     def _start_container(self, name: str) -> None:
         with must_answer(), self._starts:
@@ -299,6 +285,7 @@ class DockerExecutor:
             if job.secrets:
                 self._secret_files.remove_read(job.name)
             if state["Status"] in ("exited", "dead"):
+                self._bustle.note(job.name)
                 return self._judge(job, state)
             left_s = until - time.monotonic()
             if state["Status"] == "created" and state.get("Error"):
@@ -387,13 +374,14 @@ class DockerExecutor:
 
     def destroy(self, job: Job) -> None:
         self._secret_files.remove(job.name)
-        found = self._inspect(job.name)
-        self._record_volumes(job, found)
-        self._remove_with_holder(job.name, found)
+        with self._bustle.working_on(job.name):
+            found = self._inspect(job.name)
+            self._record_volumes(job, found)
+            self._remove_with_holder(job.name, found)
         if _recorded(job, "holder") != (_holder_of(found) or ""):  # else it is being removed
             holder = self._own_holder(job)
             if holder:
-                self._sweeper.submit(self._try_remove, holder)
+                self._remove_soon(holder)
         self._asked.discard(job.name)
         self._began.pop(job.name, None)
 
@@ -460,6 +448,7 @@ class DockerExecutor:
         return self._housekeeping.root()
 
     def close(self) -> None:
+        self._bustle.end()
         self._watch.close()
         self._holders.close()
         self._sweeper.shutdown(wait=True)
@@ -721,7 +710,7 @@ class DockerExecutor:
         self._remove_container(name)
         holder = _holder_of(found)
         if holder:
-            self._sweeper.submit(self._try_remove, holder)
+            self._remove_soon(holder)
 
     def _remove_container(self, name: str) -> None:
         until = time.monotonic() + DEATH_S
@@ -738,6 +727,16 @@ class DockerExecutor:
             if self._inspect(name) is None:
                 return
             time.sleep(POLL_S)  # someone else is removing it, or it is dying
+
+    def _remove_soon(self, holder: str) -> None:
+        """At a quieter moment, or in a few seconds: taking a network down costs as much as a step's start."""
+        until = time.monotonic() + LONGEST_KEPT_S
+
+        def remove() -> None:
+            self._bustle.wait_for_quiet(until - time.monotonic())
+            self._try_remove(holder)
+
+        self._sweeper.submit(remove)
 
     def _try_remove(self, name: str) -> None:
         try:

@@ -5,6 +5,7 @@ away with it, so that no two attempts ever share addresses, ports or localhost.
 """
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -13,16 +14,24 @@ import structlog
 
 from runner.errors import RunnerError
 
-SETTLE_S: Final = 0.3
 LONGEST_QUIET_S: Final = 3.0
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 30.0
+LONGEST_MAKING_S: Final = 60.0
+# Steps that follow each other quickly use up more than can be made meanwhile.
+MOST_TIMES: Final = 4
+BUSY_S: Final = 900.0
+RUSH_S: Final = 2.0
+LOOK_S: Final = 60.0
 
 _log = structlog.get_logger(__name__)
 
 
 class HolderPool:
-    """Holders by kind of network; a thread of its own keeps `ahead` of each ready."""
+    """Holders by kind of network, made by a thread of its own.
+
+    At least `ahead` of each kind are kept ready, and as many as were taken lately up to four times that.
+    """
 
     def __init__(
         self,
@@ -30,25 +39,34 @@ class HolderPool:
         remove: Callable[[str], None],
         *,
         ahead: Mapping[str, int],
-        wait_for_quiet: Callable[[float], object] = lambda _longest_s: None,
+        until_quiet: Callable[[], float] = lambda: 0.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._make = make
         self._remove = remove
-        self._wait_for_quiet = wait_for_quiet
+        self._until_quiet = until_quiet
+        self._clock = clock
         self._ahead = dict(ahead)
         self._ready: dict[str, deque[str]] = {kind: deque() for kind in ahead}
+        self._taken: dict[str, deque[float]] = {
+            kind: deque(maxlen=count * MOST_TIMES) for kind, count in ahead.items()
+        }
+        self._making: str | None = None
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._keep_filled, name="holders", daemon=True)
         self._thread.start()
 
     def take(self, kind: str) -> str:
-        """A holder that nobody had before; made on the spot when none is ready."""
+        """A holder that nobody had before; made on the spot when none is ready or about to be."""
         with self._changed:
             ready = self._ready.get(kind)
-            if ready:
+            if ready is not None:
+                self._taken[kind].append(self._clock())
                 self._changed.notify_all()
-                return ready.popleft()
+                self._changed.wait_for(lambda: ready or self._making != kind, LONGEST_MAKING_S)
+                if ready:
+                    return ready.popleft()
         return self._make(kind)
 
     def count_ready(self, kind: str) -> int:
@@ -81,44 +99,79 @@ class HolderPool:
         self._thread.join(timeout=LONGEST_PAUSE_S)
         self.forget_ready()
 
+    def _wanted(self, kind: str) -> int:
+        return max(self._ahead[kind], self._count_taken(kind, BUSY_S))
+
+    def _count_taken(self, kind: str, within_s: float) -> int:
+        since = self._clock() - within_s
+        return sum(at >= since for at in self._taken[kind])
+
     def _missing(self) -> str | None:
-        lacking = (kind for kind, count in self._ahead.items() if len(self._ready[kind]) < count)
+        lacking = (kind for kind, ready in self._ready.items() if len(ready) < self._wanted(kind))
         return next(lacking, None)
+
+    def _take_surplus(self) -> list[str]:
+        """One that nobody will want soon, the oldest first."""
+        for kind, ready in self._ready.items():
+            if len(ready) > self._wanted(kind):
+                return [ready.popleft()]
+        return []
 
     def _keep_filled(self) -> None:
         pause_s = FIRST_PAUSE_S
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._missing() is not None)
+                self._changed.wait_for(lambda: self._closed or self._missing() is not None, LOOK_S)
                 if self._closed:
                     return
-                # Whoever took the last one starts a step right now, and making another would slow that down.
-                if self._changed.wait_for(lambda: self._closed, SETTLE_S):
-                    return
                 kind = self._missing()
+                surplus = self._take_surplus() if kind is None else []
             if kind is None:
+                self._remove_all(surplus)
                 continue
-            self._wait_for_quiet(LONGEST_QUIET_S)
-            try:
-                holder = self._make(kind)
-            except RunnerError as error:
-                _log.warning(
-                    "no network could be made ahead", network=kind, error=str(error), pause_s=pause_s
-                )
-                with self._changed:
-                    self._changed.wait_for(lambda: self._closed, pause_s)
-                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
+            self._await_quiet(kind)
+            if self._make_one(kind):
+                pause_s = FIRST_PAUSE_S
                 continue
-            pause_s = FIRST_PAUSE_S
-            self._keep(kind, holder)
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, pause_s)
+            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
-    def _keep(self, kind: str, holder: str) -> None:
+    def _await_quiet(self, kind: str) -> None:
+        """Whoever takes one starts a step right now, and making another would slow that down.
+
+        It does not wait where steps come so quickly that the next one finds none.
+        """
+        until = self._clock() + LONGEST_QUIET_S
         with self._changed:
-            if not self._closed:
-                self._ready[kind].append(holder)
-                self._changed.notify_all()
+            while not self._closed and (self._ready[kind] or self._count_taken(kind, RUSH_S) < 2):
+                left_s = min(self._until_quiet(), until - self._clock())
+                if left_s <= 0:
+                    return
+                self._changed.wait(left_s)
+
+    def _make_one(self, kind: str) -> bool:
+        """False when the engine does not let us."""
+        made: str | None = None
+        with self._changed:
+            self._making = kind
+        try:
+            made = self._make(kind)
+        except RunnerError as error:
+            _log.warning("no network could be made ahead", network=kind, error=str(error))
+        finally:
+            self._keep(kind, made)
+        return made is not None
+
+    def _keep(self, kind: str, made: str | None) -> None:
+        with self._changed:
+            self._making = None
+            self._changed.notify_all()
+            if made is not None and not self._closed:
+                self._ready[kind].append(made)
                 return
-        self._remove_all([holder])
+        if made is not None:
+            self._remove_all([made])
 
     def _remove_all(self, holders: list[str]) -> None:
         for holder in holders:
