@@ -415,6 +415,7 @@ class Mortal:
     def wait_for_address(self) -> None:
         ends = time.monotonic() + START_S
         while (found := re.search(r"coordinator: (http://\S+)", self.said.read_text())) is None:
+            assert self.process.poll() is None, self.said.read_text()
             assert time.monotonic() < ends, self.said.read_text()
             time.sleep(0.05)
         self.client.base_url = httpx.URL(found[1])
