@@ -91,7 +91,7 @@ class Served:
         takes_little: bool = False,
         **query: str,
     ) -> "Follower":
-        """Follow a build; `from_` is written `from`. `takes_little`: nothing is taken before it is asked for."""
+        """Follow a build; `from_` is written `from`. `takes_little`: only what is asked for is taken."""
         asked = {name.rstrip("_"): value for name, value in query.items()}
         opening = connect(
             f"ws://127.0.0.1:{self.port}{path or self.path(build_id, **asked)}",

@@ -208,7 +208,8 @@ def test_a_refusal_has_the_form_of_the_surface(mill: Mill, server: Served, held:
         "no such path": (404, "NOT_FOUND"),
     }
     assert all(
-        set(refused.body) == {"error", "code", "timestamp", "trace_id", "details"} for refused in told.values()
+        set(refused.body) == {"error", "code", "timestamp", "trace_id", "details"}
+        for refused in told.values()
     )
     assert list(told["no tenant"].body["details"]) == ["X-Tenant-ID"]
     assert list(told["bad tenant"].body["details"]) == ["tenant"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from coordinator.actions.read_build_log import Piece, Standing, read_build_log, list_standings
+from coordinator.actions.read_build_log import Piece, Standing, list_standings, read_build_log
 from coordinator.api.state import AppState
 from coordinator.rules.log_lines import BEGINNING, Line, LineCutter, Position, behind
 from coordinator.site import Site
