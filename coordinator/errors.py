@@ -73,7 +73,7 @@ class Revoked(Unauthenticated):
 
 
 class Denied(CoordinatorError):
-    """The caller is known and may not."""
+    """The caller is known and may not. Who that is, and in which tenant, is for the audit trail."""
 
     code = "denied"
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from sqlmodel import Session
 
-from coordinator.store import measures
+from coordinator.store import audit_chain, measures
 from shared.states import BuildState, StepState
 
 MEASURED_STEPS = (StepState.READY, StepState.CLAIMED, StepState.RUNNING)
@@ -35,11 +35,14 @@ class Measure:
     steps: Mapping[str, int]
     oldest_ready_s: float
     runners: Sequence[RunnerMeasure]
+    unsealed: int
+    unsealed_for_s: float
 
 
 def take_measure(tx: Session, *, now: datetime, lost_after: timedelta) -> Measure:
     """All that is read from the database for one look; it locks nothing."""
     oldest = measures.find_oldest_ready(tx, StepState.READY)
+    unsealed, since = audit_chain.count_unsealed(tx)
     return Measure(
         builds={state: measures.count_builds(tx, state) for state in BuildState},
         steps={state: measures.count_steps(tx, state) for state in MEASURED_STEPS},
@@ -57,6 +60,8 @@ def take_measure(tx: Session, *, now: datetime, lost_after: timedelta) -> Measur
             )
             for runner in measures.list_runners_seen(tx, now=now, within=FORGOTTEN_AFTER)
         ],
+        unsealed=unsealed,
+        unsealed_for_s=0.0 if since is None else max(0.0, (now - since).total_seconds()),
     )
 
 

@@ -98,7 +98,7 @@ def _verify_chain(read: Read, chain: str, checked: Checked) -> Iterator[Finding]
             others = [other for other in found if other is not row]
             if not fitting:
                 yield Finding("changed", "it is not what was sealed", chain, seq, row.id)
-            elif not _is_readable(row):
+            elif _hash_of(last, chain, row) is None:
                 yield Finding("unreadable", "it says what no row can say", chain, seq, row.id)
         for other in others:
             yield Finding("inserted", "its number belongs to another row", chain, seq, other.id)
@@ -118,17 +118,16 @@ def _gap(chain: str, first: int, last: int) -> Finding:
 
 
 def _fits(last: Link, chain: str, row: Any) -> bool:
-    if not _is_readable(row):
-        return link_unreadable(last, chain, row.id).hash == _hash(row)
-    return hash_of(last.hash, last.seq + 1, chain, row) == _hash(row)
+    computed = _hash_of(last, chain, row) or link_unreadable(last, chain, row.id).hash
+    return computed == _hash(row)
 
 
-def _is_readable(row: Any) -> bool:
+def _hash_of(last: Link, chain: str, row: Any) -> bytes | None:
+    """None for a row that cannot be read."""
     try:
-        hash_of(b"", 0, "", row)
+        return hash_of(last.hash, last.seq + 1, chain, row)
     except (ValueError, TypeError, AttributeError, RecursionError):
-        return False
-    return True
+        return None
 
 
 def _hash(row: Any) -> bytes:

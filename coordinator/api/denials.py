@@ -3,22 +3,25 @@
 What is left out is counted, and the count follows in the next row, or in one of its own a second later.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import structlog
 from sqlmodel import Session
 
 from coordinator.api.state import AppState
-from coordinator.errors import Denied
+from coordinator.errors import Denied, Foreign, ForeignLease
 from coordinator.rules.access import Audience, Caller
 from coordinator.store import audit
+from coordinator.store.owners import find_owners
 
 INTERVAL = timedelta(seconds=1)
 MAX_ADDRESSES = 100
 MAX_KNOWN = 1000
+MAX_SUSPECTS = 1000
 UNKNOWN = "unknown"
 _OTHERS = Caller(actor=UNKNOWN, audience=Audience.ANYONE)
 
@@ -31,11 +34,22 @@ class _Account:
 
     caller: Caller
     written_at: datetime
+    is_new: bool = True
     omitted: int = 0
     waiting: dict[str, Any] | None = None
 
     def is_due(self, now: datetime) -> bool:
         return not timedelta() <= now - self.written_at < INTERVAL
+
+
+@dataclass(frozen=True)
+class _Suspect:
+    """One who asked for something that is not there for them."""
+
+    caller: Caller
+    method: str
+    path: str
+    named: Collection[str]
 
 
 class Denials:
@@ -44,7 +58,19 @@ class Denials:
     def __init__(self, state: AppState) -> None:
         self._state = state
         self._accounts: dict[tuple[str, str, str | None], _Account] = {}
+        self._suspects: list[_Suspect] = []
         self._others = _Account(_OTHERS, state.clock())
+
+    async def write_refusal(
+        self, error: Exception, status: int, caller: Caller, method: str, path: str, named: Collection[str]
+    ) -> None:
+        """Of any refusal what belongs into the trail; `named` are the ids in the path of the request."""
+        if status in (401, 403) or isinstance(error, ForeignLease):
+            await self.write_down(_turned_away(caller, error), method, path, status)
+        elif isinstance(error, Foreign):
+            self.note(caller, method, path, status)
+        elif status == 404 and caller.grants is not None:
+            self.suspect(caller, method, path, named)
 
     async def write_down(self, caller: Caller, method: str, path: str, status: int) -> None:
         """`path` is the template of the route: what a stranger typed does not get into the trail."""
@@ -61,8 +87,19 @@ class Denials:
         if account is not None:
             account.waiting = {"method": method, "path": path, "status": status}
 
+    def suspect(self, caller: Caller, method: str, path: str, named: Collection[str]) -> None:
+        """The caller was told that there is no such thing. Whether it is another tenant's is looked up later.
+
+        So neither the answer nor its delay differs, and it makes no difference which wall hid the thing.
+        """
+        if len(self._suspects) < MAX_SUSPECTS:
+            self._suspects.append(_Suspect(caller, method, path, named))
+        else:
+            self._account_of(caller).omitted += 1
+
     async def write_omitted(self, *, everything: bool = False) -> None:
         """Write down what was noted, and what was left out when its second is over; or `everything`."""
+        await self._look_into_suspects()
         now = self._state.clock()
         rows: list[tuple[_Account, dict[str, Any]]] = []
         for account in self._accounts.values():
@@ -77,22 +114,37 @@ class Denials:
         if rows:
             await self._write(rows)
 
+    async def _look_into_suspects(self) -> None:
+        suspects = self._suspects[:]
+        if not suspects:
+            return
+        named = set().union(*(suspect.named for suspect in suspects))
+        owners = await self._state.lanes.read(partial(find_owners, ids=named))
+        del self._suspects[: len(suspects)]
+        for suspect in suspects:
+            its_owners = {owners[one] for one in suspect.named if one in owners}
+            if its_owners - set(suspect.caller.grants or ()):
+                self.note(suspect.caller, suspect.method, suspect.path, 404)
+
     def _due(self, caller: Caller) -> _Account | None:
         """The account of who is to be written down now; None where it is counted only."""
         now = self._state.clock()
-        key = (caller.address, caller.actor, caller.tenant_id)
-        account = self._accounts.get(key)
-        if account is None:
-            if not self._has_room(caller, now):
-                self._others.omitted += 1
-                return None
-            account = self._accounts[key] = _Account(caller, now)
-            return account
-        if not account.is_due(now):
+        account = self._account_of(caller)
+        if account is self._others or not (account.is_new or account.is_due(now)):
             account.omitted += 1
             return None
-        account.written_at = now
+        account.is_new, account.written_at = False, now
         return account
+
+    def _account_of(self, caller: Caller) -> _Account:
+        """That of the caller, or that of all others where there is no room for one more."""
+        now = self._state.clock()
+        key = (caller.address, caller.actor, caller.tenant_id)
+        if key not in self._accounts:
+            if not self._has_room(caller, now):
+                return self._others
+            self._accounts[key] = _Account(caller, now)
+        return self._accounts[key]
 
     def _has_room(self, caller: Caller, now: datetime) -> bool:
         """Strangers, who can be as many as they like, take no room from those who are known."""
@@ -126,7 +178,7 @@ class Denials:
             log.exception("refusals were not written down", count=len(rows))
 
 
-def turned_away(caller: Caller, error: Exception) -> Caller:
+def _turned_away(caller: Caller, error: Exception) -> Caller:
     """Who it was, also where that was known and nothing else was settled yet."""
     if isinstance(error, Denied) and error.actor:
         return replace(caller, actor=error.actor, tenant_id=error.tenant_id)

@@ -19,10 +19,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from coordinator.actions.leased_step import LeaseProof
 from coordinator.api import guards, strict_json
 from coordinator.api.auth import Doorkeeper
-from coordinator.api.denials import Denials, turned_away
+from coordinator.api.denials import Denials
 from coordinator.api.problems import Form, Refusal, build_server_form, refusal_of
 from coordinator.api.state import AppState
-from coordinator.errors import CoordinatorError, Foreign, ForeignLease, Invalid
+from coordinator.errors import CoordinatorError, Invalid
 from coordinator.rules.access import Audience, Caller, Policy
 from coordinator.store.walls import stand_behind
 from shared.faults import Fault
@@ -224,20 +224,16 @@ class _PathApp:
             return await endpoint.handler(await self._call(endpoint, request, caller))
         except (CoordinatorError, guards.UnreadableBody) as error:
             refused = refusal_of(error)
-            await self._write_down(error, refused.status, caller, endpoint)
+            named = [str(value) for value in request.path_params.values()]
+            await self._denials.write_refusal(
+                error, refused.status, caller, endpoint.method, endpoint.path, named
+            )
             return endpoint.form(refused)
         except Exception:
             # the last line of defence: the cause goes to our log, the caller gets no trace of it
             log.exception("unexpected", method=endpoint.method, path=endpoint.path)
             sentence = "something went wrong here; the coordinator's log has the cause"
             return endpoint.form(Refusal(500, "internal", sentence))
-
-    async def _write_down(self, error: Exception, status: int, caller: Caller, endpoint: Endpoint) -> None:
-        """A refusal for want of rights; one that must read as if nothing were there a moment later."""
-        if status in (401, 403) or isinstance(error, ForeignLease):
-            await self._denials.write_down(turned_away(caller, error), endpoint.method, endpoint.path, status)
-        elif isinstance(error, Foreign):
-            self._denials.note(caller, endpoint.method, endpoint.path, status)
 
     async def _call(self, endpoint: Endpoint, request: Request, caller: Caller) -> Call:
         query = _read_query(endpoint, request.scope)

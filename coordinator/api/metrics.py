@@ -58,6 +58,18 @@ def render_metrics(measure: Measure, tally: Tally, waiting: Mapping[str, int]) -
             ),
             *_of_each_runner(measure.runners),
             _family(
+                "audit_unsealed_rows",
+                "gauge",
+                "Rows of the audit trail that have no place in its chains yet",
+                [Sample(measure.unsealed)],
+            ),
+            _family(
+                "audit_unsealed_age_seconds",
+                "gauge",
+                "How long the first of these rows has waited",
+                [Sample(measure.unsealed_for_s)],
+            ),
+            _family(
                 "claims_total",
                 "counter",
                 "Steps handed to runners by this process since its start",

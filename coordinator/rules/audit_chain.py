@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 NO_TENANT = "installation"  # no tenant has this for its id
 _ROW = "buildmill audit row 1"
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 _CHECKPOINT = b"buildmill audit checkpoint 1\n"
 
 
@@ -79,7 +80,7 @@ def link_unreadable(last: Link, chain: str, row_id: str) -> Link:
 
 
 def _spelled(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode("ascii")
+    return _ENCODER.encode(value).encode("ascii")
 
 
 def _moment(at: datetime) -> str:

@@ -8,7 +8,8 @@ import pytest
 from coordinator.actions.cancel_build import cancel_build
 from coordinator.actions.release_step import release_step
 from coordinator.actions.say_bye import say_bye
-from coordinator.api.denials import MAX_ADDRESSES, Denials
+from coordinator.actions.seal_trail import seal_trail
+from coordinator.api.denials import MAX_ADDRESSES, MAX_SUSPECTS, Denials
 from coordinator.rules.access import Audience, Caller
 from coordinator.settings import Settings
 from shared.ids import new_id
@@ -202,9 +203,37 @@ def test_the_trail_can_be_read_in_pages_and_by_what_was_done(api: Api) -> None:
         "details",
         "actor",
         "address",
+        "accountId",
         "createdAt",
     }
+    assert mine["auditLogs"][0]["accountId"] == "acme"
     assert made["pagination"] == {"total": 2, "limit": 1, "offset": 0, "hasMore": True}
+
+
+def test_a_row_that_is_sealed_shows_its_place(api: Api, mill: Mill) -> None:
+    api.a_project()
+    mill.tx(seal_trail, limit=10)
+
+    (row,) = api.get("/api/audit-logs")["auditLogs"]
+
+    assert row["seq"] == 1
+    assert row["hash"] == mill.audited()[0].hash.hex()
+
+
+def test_a_member_sees_the_rows_of_its_tenant_only(
+    closed: Any, new_client: Any, clock: SettableClock
+) -> None:
+    mill = Mill(closed.state.coordinator, clock)
+    owner = mill.a_member("acme")
+    held = mill.a_running_step()
+    mill.a_project("others")
+    mill.complete(held)
+
+    page = new_client(closed).get("/api/audit-logs?limit=1000", headers=owner).json()
+
+    assert {row["accountId"] for row in page["auditLogs"]} == {"acme"}
+    assert {"step.claimed", "step.finished"} <= {row["action"] for row in page["auditLogs"]}
+    assert page["pagination"]["total"] == len(page["auditLogs"])
 
 
 @ON_SQLITE
@@ -355,23 +384,62 @@ def test_who_names_a_foreign_tenant_is_written_down_in_its_own(
     assert (row.actor.partition(":")[0], row.tenant_id) == ("user", mine)
 
 
-@ON_SQLITE
 async def test_who_asks_for_what_belongs_to_others_is_written_down_and_answered_as_if_it_were_not_there(
     closed: Any, new_client: Any, clock: SettableClock
 ) -> None:
     mill = Mill(closed.state.coordinator, clock)
     owner, mine, foreign = mill.a_member("acme"), mill.a_tenant("acme"), mill.a_project("others")
+    build = mill.a_build(project_id=foreign)
+    client = new_client(closed)
+    paths = {
+        "/api/projects/{id}": foreign,
+        "/api/builds/{id}": build.id,
+        "/api/steps/{id}/log": next(iter(build.steps.values())),
+    }
+
+    for template, its_id in paths.items():
+        there = client.get(template.replace("{id}", its_id), headers=owner)
+        nowhere = client.get(template.replace("{id}", new_id()), headers=owner)
+        await closed.state.denials.write_omitted()
+        clock.advance(1)
+
+        assert there.status_code == 404, there.text
+        assert (there.status_code, there.content) == (nowhere.status_code, nowhere.content)
+
+    rows = mill.audited("access.denied")
+    assert {(row.tenant_id, row.project_id) for row in rows} == {(mine, None)}
+    assert [row.details for row in rows] == [
+        {"method": "GET", "path": template, "status": 404} for template in paths
+    ]
+
+
+async def test_what_is_not_there_or_ones_own_is_no_denial(
+    closed: Any, new_client: Any, clock: SettableClock
+) -> None:
+    mill = Mill(closed.state.coordinator, clock)
+    owner, project = mill.a_member("acme"), mill.a_project("acme")
     client = new_client(closed)
 
-    there = client.get(f"/api/projects/{foreign}", headers=owner)
-    nowhere = client.get(f"/api/projects/{new_id()}", headers=owner)
-    assert mill.audited("access.denied") == []
+    for path in (f"/api/projects/{new_id()}", "/api/projects/x", f"/api/projects/{project}/workflows/x"):
+        assert client.get(path, headers=owner).status_code == 404
     await closed.state.denials.write_omitted()
 
-    assert (there.status_code, there.content) == (nowhere.status_code, nowhere.content)
+    assert mill.audited("access.denied") == []
+
+
+async def test_of_too_many_that_ask_for_what_is_not_there_all_count(mill: Mill) -> None:
+    denials = Denials(mill.state)
+    known = Caller(
+        actor="user:1", audience=Audience.USER, address="192.0.2.1", tenant_id="t", grants={"t": frozenset()}
+    )
+    for _ in range(MAX_SUSPECTS + 5):
+        denials.suspect(known, "GET", "/api/projects/{id}", {new_id()})
+
+    mill.clock.advance(1)
+    await denials.write_omitted()
+
     (row,) = mill.audited("access.denied")
-    assert (row.tenant_id, row.project_id) == (mine, None)
-    assert row.details == {"method": "GET", "path": "/api/projects/{id}", "status": 404}
+    assert (row.actor, row.details) == ("user:1", {"omitted": 5})
 
 
 async def test_a_page_of_somebody_else_is_written_down(api: Api, app: Any, mill: Mill) -> None:

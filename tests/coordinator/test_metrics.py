@@ -5,6 +5,7 @@ import re
 import httpx
 import pytest
 
+from coordinator.actions.seal_trail import seal_trail
 from coordinator.api.metrics import MEDIA_TYPE
 from tests.factories import ON_SQLITE, Api, Mill, a_spec
 
@@ -98,6 +99,20 @@ def test_they_tell_how_long_the_oldest_step_has_waited(api: Api, mill: Mill) -> 
     after = look(api.client)["oldest_ready_step_age_seconds[]"]
 
     assert (before, after) == (0, 90)
+
+
+def test_they_tell_how_long_the_audit_trail_has_waited_to_be_sealed(api: Api, mill: Mill) -> None:
+    api.a_project()
+    mill.clock.advance(5)
+    api.a_project("other")
+    waiting = look(api.client)
+    mill.tx(seal_trail, limit=10)
+
+    sealed = look(api.client)
+
+    names = ("audit_unsealed_rows[]", "audit_unsealed_age_seconds[]")
+    assert [waiting[name] for name in names] == [2, 5]
+    assert [sealed[name] for name in names] == [0, 0]
 
 
 def test_they_count_completions(api: Api) -> None:

@@ -260,7 +260,7 @@ async def delete_image(call: Call) -> Response:
 
 async def list_audit_logs(call: Call) -> Response:
     query: shapes.AuditQuery = call.query
-    found, total = await call.read(
+    found, accounts, total = await call.read(
         list_audit_logs_action,
         call.caller,
         project_id=query.projectId,
@@ -268,7 +268,7 @@ async def list_audit_logs(call: Call) -> Response:
         limit=query.limit,
         offset=query.offset,
     )
-    shown = [shapes.audit_out(row) for row in found]
+    shown = [shapes.audit_out(row, accounts) for row in found]
     page = shapes.pagination(total, query.limit, query.offset, len(shown))
     return json_answer(shapes.AuditPage(audit_logs=shown, pagination=page))
 

@@ -1,5 +1,6 @@
 """What the Build Server API shows and takes: camelCase, unset fields left out."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -284,6 +285,13 @@ class AuditLogOut(Shape):
     details: Annotated[dict[str, Any], Field(description="Additional details about the action")]
     actor: Annotated[str, Field(description="Who did it")]
     address: Annotated[str | None, Field(description="The network address it came from")] = None
+    account_id: Annotated[str | None, Field(description="The account this log entry belongs to")] = None
+    seq: Annotated[int | None, Field(description="Its number in the account's chain, once it is sealed")] = (
+        None
+    )
+    hash: Annotated[
+        str | None, Field(description="SHA-256 of this entry and the hash before it, once it is sealed")
+    ] = None
     created_at: Moment
 
 
@@ -620,7 +628,7 @@ def pagination(total: int, limit: int, offset: int, shown: int) -> Pagination:
     return Pagination(total=total, limit=limit, offset=offset, has_more=offset + shown < total)
 
 
-def audit_out(row: AuditLog) -> AuditLogOut:
+def audit_out(row: AuditLog, accounts: Mapping[str, str]) -> AuditLogOut:
     return AuditLogOut(
         id=row.id,
         project_id=row.project_id,
@@ -628,6 +636,9 @@ def audit_out(row: AuditLog) -> AuditLogOut:
         details=row.details,
         actor=row.actor,
         address=row.address or None,
+        account_id=accounts.get(row.tenant_id, row.tenant_id) if row.tenant_id is not None else None,
+        seq=row.seq,
+        hash=row.hash.hex() if row.hash is not None else None,
         created_at=row.created_at,
     )
 
