@@ -24,10 +24,10 @@ from coordinator.api.websockets import Patience, sockets_of
 TIME_LIMIT_S = 20.0
 
 
-def impatient(app: Starlette, patience: Patience) -> Starlette:
-    """The WebSockets of an application alone, with another patience."""
+def impatient(app: Starlette, patience: Patience, **more: Any) -> Starlette:
+    """The WebSockets of an application alone, with another patience and other limits."""
     state = app.state.coordinator
-    sockets = [replace(one, patience=patience) for one in SOCKETS]
+    sockets = [replace(one, patience=patience, **more) for one in SOCKETS]
     apps = sockets_of(sockets, state, Doorkeeper(state), Denials(state))
     return Application(TreeRouter([], default=app, lifespan=None, sockets=apps))
 
