@@ -125,7 +125,6 @@ def test_a_build_that_has_not_begun_has_an_empty_log(mill: Mill, client: httpx.C
     assert log_of(client, mill.a_build().id, mill.a_member()) == []
 
 
-@pytest.mark.threat("A12")
 def test_the_log_of_another_tenants_build_is_not_there(mill: Mill, client: httpx.Client, held: Held) -> None:
     stranger = mill.a_member("other")
 
