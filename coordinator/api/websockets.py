@@ -28,6 +28,7 @@ from coordinator.api.denials import Denials
 from coordinator.api.endpoint import Query, behind_walls
 from coordinator.api.identify import TENANT_HEADER, Identity, tenant_header
 from coordinator.api.problems import Form, Refusal, refusal_of
+from coordinator.api.rate_limit import count_for
 from coordinator.api.state import AppState
 from coordinator.api.text_frames import EXTENSION, texts_in
 from coordinator.errors import (
@@ -147,6 +148,7 @@ class _SocketApp:
         try:
             query = _read_query(self._socket.query, scope)
             known = await self._recognise(scope, query)
+            count_for(scope, self._state, known.identity)
             caller = await self._doorkeeper.recognise(
                 known.identity, self._socket.policy, known.tenant_id, address
             )

@@ -1,5 +1,6 @@
 """One principal has so many requests a minute, whatever it does to look like several."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -16,7 +17,7 @@ from coordinator.api.rate_limit import RateLimited, Windows, count_for, is_below
 from coordinator.errors import TooMany
 from coordinator.settings import Settings
 from shared.ids import new_id
-from tests.factories import ON_SQLITE, Mill
+from tests.factories import ON_SQLITE, Mill, a_spec
 from tests.fakes import MORNING, SettableClock, a_scope, carry
 
 PATH = b"/api/v1/auth/me"
@@ -356,6 +357,47 @@ async def test_who_was_counted_by_its_header_is_not_counted_again(mill: Mill) ->
     upgrade, ann = Upgrade(mill, look_again), mill.a_member()
 
     assert [remaining(await upgrade.open(ann)) for _ in range(2)] == [4, 3]
+
+
+@pytest.mark.threat("L22")
+@pytest.mark.parametrize("way", ["Authorization", "bearer", "ticket", "cookie"])
+async def test_a_live_log_is_counted_for_its_user_in_whichever_way_it_is_opened(
+    app: Starlette, asker: Asker, way: str
+) -> None:
+    ann, build = asker.mill.a_member(), asker.mill.a_build(a_spec()).id
+    token, tenant = ann["Authorization"].partition(" ")[2], ann["X-Tenant-ID"]
+    path = f"/api/v1/builds/{build}/logs/stream"
+    scope = a_scope("GET", path.encode(), headers=[HOST])
+    scope |= {"type": "websocket", "scheme": "ws", "subprotocols": []}
+    if way == "Authorization":
+        scope["headers"] += [(name.lower().encode(), value.encode()) for name, value in ann.items()]
+    elif way == "bearer":
+        scope |= {"subprotocols": ["bearer", token], "query_string": f"tenant={tenant}".encode()}
+    elif way == "cookie":
+        scope["headers"] += [(b"cookie", f"buildmill_session={token}".encode())]
+        scope["headers"] += [(b"origin", b"http://localhost:3000")]
+        scope["query_string"] = f"tenant={tenant}".encode()
+    else:
+        body = json.dumps({"build_id": build}).encode()
+        kind = [(b"content-type", b"application/json")]
+        made = await asker.ask(b"/api/v1/auth/ws-tickets", method="POST", headers=ann, more=kind, body=body)
+        scope["query_string"] = b"ticket=" + json.loads(made.body)["ticket"].encode()
+    before = (await asker.ask(headers=ann)).remaining
+    asked: list[Message] = [{"type": "websocket.disconnect", "code": 1000}, {"type": "websocket.connect"}]
+    said: list[Message] = []
+
+    async def receive() -> Message:
+        return asked.pop()
+
+    async def send(message: Message) -> None:
+        said.append(message)
+
+    await app(scope, receive, send)
+
+    assert said[0]["type"] == "websocket.accept"
+    assert before is not None
+    assert remaining(said[0]) == before - 1
+    assert (await asker.ask(peer="127.0.0.1")).remaining == 2
 
 
 # The windows
