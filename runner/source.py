@@ -100,6 +100,8 @@ class SourceCache:
     def resolve(self, source: Source, progress: Progress = _silent) -> str:
         """The full hash of the commit that this source means now."""
         remote = check_url(source.repo_url, self._protocols)
+        if source.commit and self._has_checkout(remote, source.commit):
+            return source.commit  # its files are here already: nobody need be asked whether it exists
         with self._locked_mirror(remote) as mirror:
             if source.commit:
                 return self._resolve_commit(mirror, remote, source.commit, progress)
@@ -170,6 +172,13 @@ class SourceCache:
             if size > 0 and path.name not in keep and not is_recent:
                 kind = "checkout" if path.parent == self._checkouts else "mirror"
                 yield Spare(kind, path.name, used, size, partial(self._drop, path, used))
+
+    def _has_checkout(self, remote: Remote, commit: str) -> bool:
+        if not _is_full_hash(commit):
+            return False
+        name = _checkout_name(remote, commit)
+        self._recent.note(name)
+        return (self._checkouts / name).is_dir()
 
     def _resolve_commit(self, mirror: "_Mirror", remote: Remote, wanted: str, progress: Progress) -> str:
         if _is_full_hash(wanted):

@@ -7,7 +7,9 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from concurrent.futures import Future
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +242,17 @@ def test_a_second_checkout_of_a_commit_is_the_first(sources: SourceCache, reposi
     assert (second, second.path.stat().st_ino) == (first, marker)
 
 
+def test_a_commit_whose_files_are_here_is_known_without_git(
+    sources: SourceCache, repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = repository.commit({"a": "1"})
+    source = Source(repo_url=repository.url, commit=commit)
+    sources.checkout(source, commit)
+    monkeypatch.setattr(Git, "run", lambda *_, **__: pytest.fail("git was asked"))
+
+    assert sources.resolve(source) == commit
+
+
 def test_many_steps_that_want_one_commit_at_once_get_the_same_checkout(
     sources: SourceCache, repository: Repository, state: Path
 ) -> None:
@@ -404,6 +417,56 @@ def test_a_server_that_never_answers_ends_with_the_time_limit(state: Path) -> No
 
     assert caught.value.reason == Reason.INTERNAL
     assert time.monotonic() - began < 10
+
+
+def test_a_fetch_that_nobody_wants_any_more_ends_at_once_and_frees_the_repository(
+    sources: SourceCache, state: Path
+) -> None:
+    with AServerOfFiles(state) as server:
+        step = AStep(lambda step: sources.resolve(server.source, is_wanted=step.is_wanted))
+        assert server.asked.wait(20)
+
+        step.give_up()
+
+        assert step.ended_with(StepError, match="nobody waits")
+        (lock,) = (state / "state" / "sources").glob("*.lock")
+        with lock.open("rb") as free:
+            fcntl.flock(free, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert list((state / "state" / "git").iterdir()) == []
+
+
+def test_who_is_told_to_stop_waits_for_no_repository(sources: SourceCache, state: Path) -> None:
+    with AServerOfFiles(state) as server:
+        working = AStep(lambda step: sources.resolve(server.source, is_wanted=step.is_wanted))
+        assert server.asked.wait(20)
+        waiting = AStep(lambda step: sources.resolve(server.source, is_wanted=step.is_wanted))
+        waiting.give_up()
+
+        assert waiting.ended_with(StepError, match="nobody waits")
+        assert working.thread.is_alive()
+
+        working.give_up()
+        assert working.ended_with(StepError, match="nobody waits")
+
+
+def test_a_fetch_that_another_step_waits_for_goes_on_for_it(
+    sources: SourceCache, repository: Repository, state: Path
+) -> None:
+    commit = repository.commit({"a": "1"})
+    with AServerOfFiles(state, repository) as server:
+        first = AStep(lambda step: sources.resolve(server.source, is_wanted=step.is_wanted))
+        assert server.asked.wait(20)
+        second = AStep(lambda step: sources.checkout(server.source, commit, is_wanted=step.is_wanted).path)
+        while not sources._waiting.total():
+            time.sleep(0.01)
+
+        first.give_up()
+        first.thread.join(1.5)
+        server.gate.set()
+
+        assert (Path(second.result()) / "a").read_text() == "1"
+        assert first.ended_with(StepError, match="nobody waits")
+        assert [path for path in server.paths if "info/refs" in path] == server.paths[:1]
 
 
 def test_a_server_that_is_not_there_is_a_failure_of_the_network(sources: SourceCache) -> None:
@@ -738,6 +801,76 @@ def _git(folder: Path, *arguments: str) -> str:
 
 def _commit_name(body: str) -> str:
     return hashlib.sha1(f"commit {len(body)}\0{body}".encode()).hexdigest()
+
+
+class AStep:
+    """Wants something of a repository, in a thread of its own, until it is told to give up."""
+
+    def __init__(self, work: Callable[["AStep"], object]) -> None:
+        self._given_up = threading.Event()
+        self._done: Future[object] = Future()
+        self._work = work
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def is_wanted(self) -> bool:
+        return not self._given_up.is_set()
+
+    def give_up(self) -> None:
+        self._given_up.set()
+
+    def result(self) -> str:
+        return str(self._done.result(30))
+
+    def ended_with(self, kind: type[BaseException], *, match: str) -> bool:
+        error = self._done.exception(20)
+        return isinstance(error, kind) and match in str(error)
+
+    def _run(self) -> None:
+        try:
+            self._done.set_result(self._work(self))
+        except BaseException as error:
+            self._done.set_exception(error)
+
+
+class AServerOfFiles:
+    """Serves a repository as plain files, each answer only when the gate is open."""
+
+    def __init__(self, folder: Path, repository: Repository | None = None) -> None:
+        self.asked, self.gate, self.paths = threading.Event(), threading.Event(), list[str]()
+        served = folder / "served"
+        if repository is not None:
+            repository.git("clone", "-q", "--bare", str(repository.path), str(served / "x.git"))
+            repository.git("--git-dir", str(served / "x.git"), "update-server-info")
+        outer = self
+
+        class Handler(SimpleHTTPRequestHandler):
+            def __init__(self, *arguments: Any) -> None:
+                super().__init__(*arguments, directory=str(served))
+
+            def do_GET(self) -> None:
+                outer.paths.append(self.path)
+                outer.asked.set()
+                outer.gate.wait(60)
+                with suppress(OSError):  # who has asked may be gone
+                    super().do_GET()
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.source = Source(repo_url=f"http://127.0.0.1:{self.server.server_port}/x.git", branch="main")
+
+    def __enter__(self) -> "AServerOfFiles":
+        self.thread = threading.Thread(target=self.server.serve_forever)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.gate.set()
+        self.server.shutdown()
+        self.thread.join(10)
+        self.server.server_close()
 
 
 class AWebServer:
