@@ -98,10 +98,19 @@ def test_what_is_shared_needs_three_libraries_at_most() -> None:
     ("library", "at_home"),
     [
         ("docker", {f"runner/executor/{name}.py" for name in ("docker", "housekeeping", "answers")}),
-        ("httpx", {"runner/client.py", "coordinator/cli/remote.py", "coordinator/cli/drill"}),
+        (
+            "httpx",
+            {
+                "runner/client.py",
+                "coordinator/cli/remote.py",
+                "coordinator/cli/administer.py",
+                "coordinator/cli/in_process.py",
+                "coordinator/cli/drill",
+            },
+        ),
         ("uvicorn", {"coordinator/api/server.py", "coordinator/api/socket_protocol.py", "coordinator/cli"}),
         ("alembic", {"coordinator/store/migrate.py", "coordinator/store/migrations"}),
-        ("starlette", {"coordinator/api", "coordinator/app.py"}),
+        ("starlette", {"coordinator/api", "coordinator/app.py", "coordinator/cli/in_process.py"}),
         ("sqlalchemy", {"coordinator/store", "coordinator/tables.py", "coordinator/access_tables.py"}),
         ("fcntl.flock", {"coordinator/cli/serve.py"}),
     ],
