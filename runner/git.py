@@ -206,8 +206,14 @@ class Git:
         extra: Mapping[str, str] | None = None,
         watch: Callable[[], None] | None = None,
         progress: Callable[[str], None] | None = None,
+        is_wanted: Callable[[], bool] = lambda: True,
     ) -> str:
-        """Run one command to its end and return what it printed; raise GitFailed where it failed."""
+        """Run one command to its end and return what it printed; raise GitFailed where it failed.
+
+        It is ended at once when it is no longer wanted.
+        """
+        if not is_wanted():
+            raise _unwanted()
         settings = (*SETTINGS, f"http.lowSpeedTime={self.slow_seconds}")
         command = ["git", *(part for setting in settings for part in ("-c", setting)), *arguments]
         process = subprocess.Popen(
@@ -224,7 +230,9 @@ class Git:
             extra_groups=None if self.run_as is None else [],
         )
         try:
-            output, errors = _Conversation(process, deadline, watch, self._masked(progress)).listen()
+            output, errors = _Conversation(
+                process, deadline, watch, self._masked(progress), is_wanted
+            ).listen()
         finally:
             _end_group(process)
         if process.returncode != 0:
@@ -337,7 +345,7 @@ class Git:
 
 
 class _Conversation:
-    """Listens to one git process until it ends, runs out of time or takes too much room."""
+    """Listens to one git process until it ends, runs out of time, takes too much room or is not wanted."""
 
     def __init__(
         self,
@@ -345,11 +353,13 @@ class _Conversation:
         deadline: float,
         watch: Callable[[], None] | None,
         progress: Callable[[str], None] | None,
+        is_wanted: Callable[[], bool],
     ) -> None:
         self.process = process
         self.deadline = deadline
         self.watch = watch
         self.progress = progress
+        self.is_wanted = is_wanted
         self.output = bytearray()
         self.errors = bytearray()
         self.next_watch = time.monotonic() + WATCH_EVERY_S
@@ -377,8 +387,8 @@ class _Conversation:
         try:
             with selectors.DefaultSelector() as selector:
                 selector.register(end, selectors.EVENT_READ)
-                if not selector.select(max(0.1, self.deadline - time.monotonic())):
-                    raise _out_of_time()
+                while not selector.select(WATCH_EVERY_S):
+                    self._check_bounds()
         finally:
             os.close(end)
 
@@ -398,6 +408,8 @@ class _Conversation:
 
     def _check_bounds(self) -> None:
         now = time.monotonic()
+        if not self.is_wanted():
+            raise _unwanted()
         if now >= self.deadline:
             raise _out_of_time()
         if self.watch is not None and now >= self.next_watch:
@@ -415,6 +427,10 @@ def _out_of_time() -> StepError:
     return StepError(
         Reason.INTERNAL, "git took longer than its time limit; the repository's server may be slow"
     )
+
+
+def _unwanted() -> StepError:
+    return StepError(Reason.CANCELLED, "nobody waits for git any more")
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

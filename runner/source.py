@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import re
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -45,9 +47,13 @@ DAMAGED = re.compile(
     r"|unable to unpack|unable to read (tree|sha1|[0-9a-f]{40})|missing (blob|tree|commit))",
     re.MULTILINE,
 )
-LOCKS_LEFT = ("*.lock", "refs/**/*.lock", "objects/pack/tmp_*", "objects/**/tmp_obj_*")
+LOCKS_LEFT = (
+    *("*.lock", "refs/**/*.lock", "objects/pack/tmp_*", "objects/pack/.tmp-*"),
+    "objects/**/tmp_obj_*",
+)
 
 Progress = Callable[[str], None]
+IsWanted = Callable[[], bool]  # whether anybody still waits for what is being made
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,15 @@ def _silent(_: str) -> None:
     return
 
 
+def _always() -> bool:
+    return True
+
+
 class SourceCache:
-    """Mirrors and checkouts below one state folder; safe to use from several threads and processes."""
+    """Mirrors and checkouts below one state folder; safe to use from several threads and processes.
+
+    What is not wanted any more ends at once, with git; a fetch that others wait for goes on for them.
+    """
 
     def __init__(
         self,
@@ -87,6 +100,8 @@ class SourceCache:
         self._clock = clock  # says only what was used before what
         self._recent = RecentUse(steady)
         self._records = state / "sources"
+        self._waiting: Counter[str] = Counter()  # how many wait for each mirror
+        self._counting = threading.Lock()
         home = state / "git"
         self._git = Git(
             home, run_as, credentials or Credentials(), environ or {}, slow_seconds=self._budget.slow_seconds
@@ -97,26 +112,28 @@ class SourceCache:
             self._git.let_in(folder)
         self._check_access(state)
 
-    def resolve(self, source: Source, progress: Progress = _silent) -> str:
+    def resolve(self, source: Source, progress: Progress = _silent, is_wanted: IsWanted = _always) -> str:
         """The full hash of the commit that this source means now."""
         remote = check_url(source.repo_url, self._protocols)
         if source.commit and self._has_checkout(remote, source.commit):
             return source.commit  # its files are here already: nobody need be asked whether it exists
-        with self._locked_mirror(remote) as mirror:
+        with self._locked_mirror(remote, is_wanted) as mirror:
             if source.commit:
                 return self._resolve_commit(mirror, remote, source.commit, progress)
             if source.branch:
                 return self._resolve_branch(mirror, remote, source.branch, progress)
             return self._resolve_head(mirror, remote, progress)
 
-    def checkout(self, source: Source, commit: str, progress: Progress = _silent) -> Checkout:
+    def checkout(
+        self, source: Source, commit: str, progress: Progress = _silent, is_wanted: IsWanted = _always
+    ) -> Checkout:
         """The files of `commit` in a folder of their own, made now or found."""
         remote = check_url(source.repo_url, self._protocols)
         if not _is_full_hash(commit):
             raise StepError(Reason.COMMIT_NOT_FOUND, f"{commit[:64]!r} is not the full hash of a commit")
         name = _checkout_name(remote, commit)
         self._recent.note(name)
-        with self._locked_mirror(remote) as mirror:
+        with self._locked_mirror(remote, is_wanted) as mirror:
             place = self._checkouts / name
             if not place.is_dir():
                 self._ensure_commit(mirror, remote, commit, progress)
@@ -128,24 +145,24 @@ class SourceCache:
         """What the checkout of this commit is or will be called, so that it can be pinned beforehand."""
         return _checkout_name(check_url(source.repo_url, self._protocols), commit)
 
-    def is_reachable(self, source: Source, commit: str, branch: str) -> bool:
+    def is_reachable(self, source: Source, commit: str, branch: str, is_wanted: IsWanted = _always) -> bool:
         """True when `commit` is, or comes before, the head of `branch`, as the repository says now."""
         remote = check_url(source.repo_url, self._protocols)
         if not _is_full_hash(commit) or not _is_branch_name(branch):
             return False
-        with self._locked_mirror(remote) as mirror:
+        with self._locked_mirror(remote, is_wanted) as mirror:
             if mirror.is_ancestor(commit, branch):
                 return True
             mirror.fetch(remote, _silent)
             return mirror.is_ancestor(commit, branch)
 
-    def is_trusted(self, source: Source, commit: str) -> bool:
+    def is_trusted(self, source: Source, commit: str, is_wanted: IsWanted = _always) -> bool:
         """True when a step of this source may publish caches that every build of the project restores."""
         return (
             source.is_project_repository
             and bool(source.default_branch)
             and source.branch == source.default_branch
-            and self.is_reachable(source, commit, source.default_branch)
+            and self.is_reachable(source, commit, source.default_branch, is_wanted)
         )
 
     def prune(self, keep: Set[str], max_bytes: int) -> int:
@@ -241,23 +258,44 @@ class SourceCache:
             self._trash.throw(part)
 
     @contextmanager
-    def _locked_mirror(self, remote: Remote) -> Iterator["_Mirror"]:
+    def _locked_mirror(self, remote: Remote, is_wanted: IsWanted) -> Iterator["_Mirror"]:
         """One worker at a time per repository, in this process and in any other."""
         deadline = time.monotonic() + self._budget.seconds
         place = self._mirrors / _digest(remote.url)[:16]
         lock = self._open_lock(place)
         try:
-            while not _try_lock(lock):
-                if time.monotonic() >= deadline:
-                    raise StepError(
-                        Reason.INTERNAL, f"another step has been fetching {remote.url} for too long"
-                    )
-                time.sleep(LOCK_PAUSE_S)
+            with self._counted_as_waiting(place):
+                while not _try_lock(lock):
+                    if not is_wanted():
+                        raise StepError(Reason.CANCELLED, f"nobody waits for {remote.url} any more")
+                    if time.monotonic() >= deadline:
+                        raise StepError(
+                            Reason.INTERNAL, f"another step has been fetching {remote.url} for too long"
+                        )
+                    time.sleep(LOCK_PAUSE_S)
             self._touch(lock)
             self._recent.note(place.name)
-            yield _Mirror(place, self._git, self._trash, self._budget, deadline)
+            yield _Mirror(
+                place,
+                self._git,
+                self._trash,
+                self._budget,
+                deadline,
+                is_wanted,
+                others_wait=lambda: self._waiting[place.name] > 0,
+            )
         finally:
             os.close(lock)
+
+    @contextmanager
+    def _counted_as_waiting(self, mirror: Path) -> Iterator[None]:
+        with self._counting:
+            self._waiting[mirror.name] += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._waiting[mirror.name] -= 1
 
     def _check_access(self, state: Path) -> None:
         """Try git as the user it will run as, so that a wrong setup is said at start and not in a build."""
@@ -327,12 +365,24 @@ class SourceCache:
 class _Mirror:
     """One bare repository, while this thread alone may use it."""
 
-    def __init__(self, path: Path, git: Git, trash: Trash, budget: Budget, deadline: float) -> None:
+    def __init__(
+        self,
+        path: Path,
+        git: Git,
+        trash: Trash,
+        budget: Budget,
+        deadline: float,
+        is_wanted: IsWanted,
+        *,
+        others_wait: Callable[[], bool],
+    ) -> None:
         self.path = path
         self.git = git
         self.trash = trash
         self.budget = budget
         self.deadline = deadline
+        self.is_wanted = is_wanted
+        self.others_wait = others_wait
         self.is_damaged = False
 
     def discard(self) -> None:
@@ -457,7 +507,12 @@ class _Mirror:
                 extra=extra,
                 progress=progress,
                 watched=self.path,
+                is_wanted=self._is_wanted_by_anybody,
             )
+
+    def _is_wanted_by_anybody(self) -> bool:
+        """Ended, a fetch loses all it has brought, and who waits for it has less time left than it had."""
+        return self.is_wanted() or self.others_wait()
 
     def _fetch_again(self, remote: Remote, progress: Progress) -> None:
         try:
@@ -510,6 +565,7 @@ class _Mirror:
         extra: Mapping[str, str] | None = None,
         progress: Progress | None = None,
         watched: Path | None = None,
+        is_wanted: IsWanted | None = None,
     ) -> str:
         return self.git.run(
             arguments,
@@ -518,6 +574,7 @@ class _Mirror:
             extra=extra,
             progress=progress,
             watch=None if watched is None else lambda: self._check_size(watched),
+            is_wanted=is_wanted or self.is_wanted,
         )
 
     def _check_size(self, folder: Path) -> None:

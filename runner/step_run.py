@@ -246,7 +246,7 @@ class StepRun:
                 is_recorded = True
                 self._journal.record(pull_deadline=deadline.record())
 
-        def pull(progress: Callable[[str], None]) -> str:
+        def pull(progress: Callable[[str], None], _is_wanted: Callable[[], bool]) -> str:
             def tell(line: str) -> None:
                 self._raise_if_told()  # nobody waits for the image any more, whatever the journal says by now
                 progress(line)
@@ -290,7 +290,7 @@ class StepRun:
         self._set_phase(Phase.CHECKOUT)
         sources = self._means.sources
         if not self._commit:
-            found = self._hearing(lambda progress: sources.resolve(source, progress))
+            found = self._hearing(partial(sources.resolve, source))
             self._commit = insist(
                 partial(
                     self._unless_told, lambda: self._means.client.bind_source(self._attempt.proof, found)
@@ -302,7 +302,7 @@ class StepRun:
         self._stop_if_told()
         self._journal.record(commit=self._commit)
         self._means.workspaces.pin(self._folder, {sources.name_of(source, self._commit)})
-        return self._hearing(lambda progress: sources.checkout(source, self._commit, progress)).path
+        return self._hearing(partial(sources.checkout, source, self._commit)).path
 
     def _open_caches(self) -> None:
         source, trust = self._claim.source, "other"
@@ -319,7 +319,8 @@ class StepRun:
                 self._note(f"cache {mount.path}: {state} ({mount.trust} branch)")
 
     def _is_trusted(self, source: Source) -> bool:
-        return self._hearing(lambda _: self._means.sources.is_trusted(source, self._commit))
+        is_trusted = self._means.sources.is_trusted
+        return self._hearing(lambda _, is_wanted: is_trusted(source, self._commit, is_wanted))
 
     def _write_script(self) -> None:
         path = self._folder / "script.sh"
@@ -809,11 +810,15 @@ class StepRun:
         self._attempt.phase = phase
 
     def _hearing(
-        self, work: Callable[[Callable[[str], None]], T], *, meanwhile: Callable[[], None] = lambda: None
+        self,
+        work: Callable[[Callable[[str], None], Callable[[], bool]], T],
+        *,
+        meanwhile: Callable[[], None] = lambda: None,
     ) -> T:
         """Do what may take minutes, and hear meanwhile what we are told.
 
-        Who is told to stop does not wait: the work ends by its own limits, and nobody hears of it.
+        Who is told to stop does not wait: the work is not wanted any more and ends by itself, at the latest
+        by its own limits, and nobody hears of it.
         """
         done: Future[T] = Future()
         ears = threading.Lock()
@@ -826,7 +831,7 @@ class StepRun:
 
         def run() -> None:
             try:
-                done.set_result(work(progress))
+                done.set_result(work(progress, lambda: listening))
             except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
                 done.set_exception(error)
 

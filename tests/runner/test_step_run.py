@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -471,6 +472,22 @@ def test_orders_are_heard_while_a_repository_is_fetched(
     assert [said["reason"] for said in coordinator.completions] == reasons
 
 
+@pytest.mark.parametrize("wishes", [{"git_protocols": "http", "disk_reserve_mb": 0}])
+def test_git_ends_soon_after_the_step_that_it_works_for(run, attempt, silent_server):
+    address, met = silent_server
+
+    def cancel():
+        assert met.wait(20)
+        attempt.cancel("cancelled")
+
+    threading.Thread(target=cancel, daemon=True).start()
+    run(source={"repo_url": address})
+
+    for work in [thread for thread in threading.enumerate() if thread.name.startswith("work-")]:
+        work.join(20)
+        assert not work.is_alive()
+
+
 def test_a_cancellation_is_heard_while_outputs_are_uploaded(run, coordinator, attempt):
     def cancel():
         attempt.cancel("cancelled")
@@ -490,7 +507,7 @@ CANARY = "canary-2718281828"
 def holders_of(text, folder):
     """The files below `folder` that hold it; what the trash removes meanwhile holds nothing."""
     found = []
-    for path in folder.rglob("*"):
+    for path in (Path(place, name) for place, _, names in os.walk(folder) for name in names):
         with contextlib.suppress(FileNotFoundError):
             if path.is_file() and not path.is_symlink() and text.encode() in path.read_bytes():
                 found.append(str(path.relative_to(folder)))
