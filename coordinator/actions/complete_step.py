@@ -139,7 +139,7 @@ def _require_visible(tx: Session, caller: Caller, step: Any) -> None:
     try:
         get_visible_build(tx, caller, step.build_id)
     except NotFound as error:
-        raise NotFound("no such step") from error
+        raise type(error)("no such step") from error
 
 
 def _require_sane(said: Completion) -> None:

@@ -22,7 +22,7 @@ def show_artifact(tx: Session, caller: Caller, artifact_id: str) -> Any:
     except Expired as error:
         raise Expired("this artifact has expired or was deleted") from error
     except NotFound as error:
-        raise NotFound("no such artifact") from error
+        raise type(error)("no such artifact") from error
     if has_expired(build, steps.get_step(tx, artifact.step_id).round):
         raise Expired("this artifact has expired")
     return artifact

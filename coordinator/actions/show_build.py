@@ -31,7 +31,7 @@ def get_visible_build(tx: Session, caller: Caller, build_id: str) -> Build:
     try:
         projects.get_project(tx, caller, build.project_id)
     except NotFound as error:
-        raise NotFound("no such build") from error
+        raise type(error)("no such build") from error
     if build.expired_at is not None:
         raise Expired("this build has expired or was deleted")
     return build
@@ -49,7 +49,7 @@ def get_visible_step(tx: Session, caller: Caller, step_id: str) -> tuple[Any, Bu
     except Expired as error:
         raise Expired("this step has expired or was deleted") from error
     except NotFound as error:
-        raise NotFound("no such step") from error
+        raise type(error)("no such step") from error
 
 
 def show_build(tx: Session, caller: Caller, build_id: str) -> BuildView:

@@ -62,7 +62,7 @@ def show_cancel(tx: Session, caller: Caller, cancel_id: str, *, now: datetime) -
     except Expired as error:
         raise Expired("this cancel has expired or was deleted") from error
     except NotFound as error:
-        raise NotFound("no such cancellation") from error
+        raise type(error)("no such cancellation") from error
     rows = cancels.list_cancel_steps(tx, cancel_id)
     stopped = tuple(_stopped(row, cancel.requested_at, now=now) for row in rows)
     return CancelView(cancel.id, cancel.build_id, cancel.requested_at, stopped)

@@ -9,7 +9,7 @@ from sqlalchemy.engine import Row
 from sqlmodel import Session, col, select
 
 from coordinator.access_tables import EnrolmentToken
-from coordinator.errors import NotFound
+from coordinator.errors import Foreign, NotFound
 from coordinator.rules.access import Caller
 from coordinator.tables import table_of
 
@@ -33,8 +33,10 @@ def find_token_by_id(tx: Session, token_id: str) -> Row[Any] | None:
 def get_token(tx: Session, caller: Caller, token_id: str) -> EnrolmentToken:
     """The token, if the caller administers it; one that is shared is the operator's alone."""
     token = tx.get(EnrolmentToken, token_id)
-    if token is None or not caller.may_administer(token.tenant_id):
+    if token is None:
         raise NotFound("no such enrolment token")
+    if not caller.may_administer(token.tenant_id):
+        raise Foreign("no such enrolment token")
     return token
 
 

@@ -9,7 +9,7 @@ from sqlalchemy import select as core_select
 from sqlalchemy.engine import Row
 from sqlmodel import Session, col, or_, select
 
-from coordinator.errors import NotFound, Revoked
+from coordinator.errors import Foreign, NotFound, Revoked
 from coordinator.rules.access import Caller
 from coordinator.store.lane_session import needs_locks
 from coordinator.store.prepared import Found, Prepared
@@ -55,8 +55,10 @@ def lock_runner(tx: Session, runner_id: str) -> None:
 def get_runner(tx: Session, caller: Caller, runner_id: str) -> Runner:
     """The runner, if the caller administers it; a shared one is the operator's alone."""
     runner = tx.get(Runner, runner_id)
-    if runner is None or runner.revoked_at is not None or not caller.may_administer(runner.tenant_id):
+    if runner is None or runner.revoked_at is not None:
         raise NotFound("no such runner")
+    if not caller.may_administer(runner.tenant_id):
+        raise Foreign("no such runner")
     if runner.tenant_id is not None:
         caller.require_in(runner.tenant_id)
     return runner
