@@ -6,11 +6,11 @@ from typing import Any
 
 from sqlmodel import Session
 
-from coordinator.errors import ForeignLease, StaleAttempt
+from coordinator.errors import Foreign, ForeignLease, StaleAttempt
 from coordinator.rules.access import Caller
 from coordinator.rules.leases import lease_token
 from coordinator.site import Site
-from coordinator.store import attempts, builds, steps
+from coordinator.store import attempts, builds, runners, steps
 from coordinator.store.lane_session import needs_locks
 from shared.states import StepState
 
@@ -33,11 +33,22 @@ def get_attempt(tx: Session, site: Site, caller: Caller, step_id: str, proof: Le
 
 
 def get_own_attempt(tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof) -> Any:
-    """The attempt, current or not, if it was given to this runner under this lease; else ForeignLease."""
+    """The attempt, current or not, if it was given to this runner under this lease; else ForeignLease.
+
+    A runner of one tenant does not even hear whether there is such a step of another one.
+    """
     row = attempts.find_attempt(tx, step_id, proof.attempt)
     if row is None or not _is_given_to(site, caller, row, proof, step_id=step_id):
+        _require_step_of_its_tenant(tx, caller, step_id)
         raise ForeignLease(f"attempt {proof.attempt} of this step is not yours")
     return row
+
+
+def _require_step_of_its_tenant(tx: Session, caller: Caller, step_id: str) -> None:
+    runner = runners.find_runner(tx, caller.runner_id or "")
+    tenant_id = runner.tenant_id if runner is not None else None
+    if tenant_id is not None and steps.get_step(tx, step_id).tenant_id != tenant_id:
+        raise Foreign("no such step")
 
 
 def get_leased_step(tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof) -> Any:

@@ -4,10 +4,9 @@ from typing import Any
 
 from sqlmodel import Session
 
-from coordinator.actions.leased_step import LeaseProof, is_current
+from coordinator.actions.leased_step import LeaseProof, get_attempt
 from coordinator.actions.render_claim import render_script
 from coordinator.actions.show_build import get_visible_step
-from coordinator.errors import StaleAttempt
 from coordinator.rules.access import Audience, Caller
 from coordinator.site import Site
 from coordinator.store import builds, steps
@@ -17,8 +16,8 @@ from shared.states import StepState
 def show_script(tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof | None) -> str:
     """The script; nothing changes. With a proof, only for the attempt that is current."""
     step = _step(tx, caller, step_id)
-    if proof is not None and not is_current(site, caller, step, proof):
-        raise StaleAttempt(f"attempt {proof.attempt} of this step is not yours or not current")
+    if proof is not None:
+        get_attempt(tx, site, caller, step_id, proof)
     build = builds.get_build(tx, step.build_id)
     is_waiting = step.state in (StepState.PENDING, StepState.READY)
     return render_script(step, build, attempt=step.attempt + 1 if is_waiting else step.attempt)
