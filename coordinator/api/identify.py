@@ -94,11 +94,12 @@ class Identities:
         known = self._known.get(name)
         if known is not None and known[1] > time.monotonic() and not self._has_expired(known[0]):
             return known[0]
+        version = self._version
         found = await self._state.lanes.read(look)
         if found is None:
             self._known.pop(name, None)
             raise Unauthenticated(_NOT_KNOWN)
-        if self._version == self._state.rights.version:  # else it may have been looked up before the change
+        if version == self._state.rights.version:  # else it may have been looked up before the change
             if len(self._known) >= MAX_CACHED:
                 self._known.clear()
             self._known[name] = (found, time.monotonic() + CACHE_S)
