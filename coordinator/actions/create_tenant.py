@@ -22,8 +22,8 @@ def create_tenant(tx: Session, caller: Caller, *, account: str, now: datetime) -
     if not may_be_account(account):
         reason = "must not look like an id"
         raise Invalid("the tenant is not valid", details=(Fault("accountId", reason),))
-    if tenants.find_tenant(tx, account) is not None:
+    tenant = tenants.insert_tenant(tx, account, now=now)
+    if tenant is None:
         raise AlreadyExists("a tenant with this account already exists")
-    tenant = tenants.ensure_tenant(tx, account, now=now)
     audit.record(tx, caller, "tenant.created", now=now, tenant_id=tenant.id, account=account)
     return tenant

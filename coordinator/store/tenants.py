@@ -25,13 +25,15 @@ def find_tenant(tx: Session, account: str) -> Tenant | None:
 
 def ensure_tenant(tx: Session, account: str, *, now: datetime) -> Tenant:
     """The tenant of this account, made when it is not there."""
-    found = find_tenant(tx, account)
-    if found is None:
-        row = {"id": new_id(), "account": account, "created_at": now}
-        insert_if_absent(tx, table_of(Tenant), row)
-        found = find_tenant(tx, account)
+    found = find_tenant(tx, account) or insert_tenant(tx, account, now=now) or find_tenant(tx, account)
     assert found is not None  # noqa: S101 - it was there or has just been inserted
     return found
+
+
+def insert_tenant(tx: Session, account: str, *, now: datetime) -> Tenant | None:
+    """The new tenant; None when the account is taken, also by who has just been quicker."""
+    row = {"id": new_id(), "account": account, "created_at": now}
+    return tx.get(Tenant, row["id"]) if insert_if_absent(tx, table_of(Tenant), row) else None
 
 
 def has_tenant(tx: Session, tenant_id: str) -> bool:
