@@ -12,7 +12,10 @@ from coordinator.store import accounts, audit, tenants
 
 
 def remove_member(tx: Session, caller: Caller, tenant_id: str, user_id: str, *, now: datetime) -> None:
-    """Take the membership away. The last owner stays."""
+    """Take the membership away, and the tokens made by it: who comes back later makes new ones.
+
+    The last owner stays.
+    """
     tenant = tenants.get_tenant(tx, caller, tenant_id)
     tenants.lock_tenant(tx, tenant.id)
     before = accounts.find_role(tx, tenant.id, user_id)
@@ -20,8 +23,16 @@ def remove_member(tx: Session, caller: Caller, tenant_id: str, user_id: str, *, 
         raise NotFound("no such member")
     require_giver(tx, caller, tenant.id, Role.VIEWER, before)
     if before == Role.OWNER:
-        require_another_owner(tx, tenant.id)
+        require_another_owner(tx, tenant.id, user_id)
     accounts.delete_membership(tx, tenant.id, user_id)
+    revoked = accounts.revoke_tokens_of(tx, tenant.id, user_id, now=now)
     audit.record(
-        tx, caller, "member.removed", now=now, tenant_id=tenant.id, userId=user_id, roleBefore=before
+        tx,
+        caller,
+        "member.removed",
+        now=now,
+        tenant_id=tenant.id,
+        userId=user_id,
+        roleBefore=before,
+        tokensRevoked=revoked or None,
     )

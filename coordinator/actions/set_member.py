@@ -21,7 +21,7 @@ def set_member(
     before = accounts.find_role(tx, tenant.id, user.id)
     require_giver(tx, caller, tenant.id, role, before)
     if before == Role.OWNER and role is not Role.OWNER:
-        require_another_owner(tx, tenant.id)
+        require_another_owner(tx, tenant.id, user.id)
     accounts.set_role(tx, tenant.id, user.id, role, now=now)
     audit.record(
         tx,
@@ -41,9 +41,9 @@ def get_member(tx: Session, tenant_id: str, user_id: str) -> Any:
     return next(row for row in accounts.list_members(tx, tenant_id) if row.user_id == user_id)
 
 
-def require_another_owner(tx: Session, tenant_id: str) -> None:
-    """Somebody has to be left who may make owners; the tenant is held."""
-    if accounts.count_owners(tx, tenant_id) <= 1:
+def require_another_owner(tx: Session, tenant_id: str, user_id: str) -> None:
+    """Somebody besides this user has to be left who may make owners; the tenant is held."""
+    if not accounts.count_other_owners(tx, tenant_id, user_id):
         raise Conflict("this is the last owner of the tenant")
 
 

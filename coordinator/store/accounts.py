@@ -37,6 +37,15 @@ def get_user(tx: Session, user_id: str) -> User:
     return user
 
 
+def lock_user(tx: Session, user_id: str) -> User:
+    """The user as it is now, held until the transaction ends: of two changes the second sees the first."""
+    statement = select_rows(User).where(col(User.id) == user_id).with_for_update()
+    user = tx.exec(statement.execution_options(populate_existing=True)).one_or_none()
+    if user is None:
+        raise NotFound("no such user")
+    return user
+
+
 def list_users(tx: Session, *, limit: int, offset: int) -> list[User]:
     statement = select_rows(User).order_by(col(User.id)).limit(limit).offset(offset)
     return list(tx.exec(statement).all())
@@ -99,13 +108,16 @@ def delete_membership(tx: Session, tenant_id: str, user_id: str) -> None:
     tx.connection().execute(MEMBERSHIPS.delete().where(*its))
 
 
-def count_owners(tx: Session, tenant_id: str) -> int:
-    """How many owners a tenant has that may log in."""
+def count_other_owners(tx: Session, tenant_id: str, user_id: str) -> int:
+    """How many owners besides this user a tenant has that may log in."""
     statement = (
         select(func.count())
         .select_from(MEMBERSHIPS.join(USERS, USERS.c.id == MEMBERSHIPS.c.user_id))
         .where(
-            MEMBERSHIPS.c.tenant_id == tenant_id, MEMBERSHIPS.c.role == _OWNER, USERS.c.disabled_at.is_(None)
+            MEMBERSHIPS.c.tenant_id == tenant_id,
+            MEMBERSHIPS.c.user_id != user_id,
+            MEMBERSHIPS.c.role == _OWNER,
+            USERS.c.disabled_at.is_(None),
         )
     )
     return int(tx.connection().execute(statement).scalar_one())
@@ -120,12 +132,12 @@ def insert_login(tx: Session, login: LoginSession) -> None:
 
 
 def find_login_by_refresh(tx: Session, refresh_hash: bytes) -> tuple[LoginSession, bool] | None:
-    """The login with this refresh token, and whether it is the current one or the one before."""
+    """The login with this refresh token, held, and whether it is the current one or the one before."""
     statement = select_rows(LoginSession).where(
         (col(LoginSession.refresh_hash) == refresh_hash)
         | (col(LoginSession.former_refresh_hash) == refresh_hash)
     )
-    login = tx.exec(statement.limit(1)).first()
+    login = tx.exec(statement.limit(1).with_for_update()).first()
     return (login, login.refresh_hash == refresh_hash) if login is not None else None
 
 
@@ -174,6 +186,14 @@ def list_tokens(
 
 def find_token(tx: Session, token_id: str) -> ApiToken | None:
     return tx.get(ApiToken, token_id)
+
+
+def revoke_tokens_of(tx: Session, tenant_id: str, user_id: str, *, now: datetime) -> int:
+    """Every token that this user made in the tenant stops to count; returns how many did until now."""
+    theirs = update(TOKENS).where(
+        TOKENS.c.tenant_id == tenant_id, TOKENS.c.user_id == user_id, TOKENS.c.revoked_at.is_(None)
+    )
+    return tx.connection().execute(theirs.values(revoked_at=now)).rowcount
 
 
 def revoke_token(tx: Session, token_id: str, *, now: datetime) -> bool:
