@@ -24,7 +24,7 @@ class UserChanges:
 
 def change_user(tx: Session, caller: Caller, user_id: str, changes: UserChanges, *, now: datetime) -> User:
     """Apply the changes. Where a right goes or the password changes, every token given out stops to count."""
-    user = accounts.get_user(tx, user_id)
+    user = accounts.lock_user(tx, user_id)
     if caller.user_id == user.id and (changes.is_disabled or changes.is_admin is False):
         raise Denied("nobody takes this right from themselves")
     if changes.name is not None:

@@ -40,13 +40,7 @@ def begin_login(
 
     Until the login has succeeded it counts as a failed one, of the account and of the peer.
     """
-    reserve_try(
-        tx,
-        account_key=account_key(email),
-        peer_key=peer_key(address),
-        now=now,
-        limits=_limits(site.settings),
-    )
+    count_try(tx, site, email, address=address, now=now)
     canonical = canonical_email(email)
     user = accounts.find_user(tx, canonical) if canonical is not None else None
     if user is None or user.disabled_at is not None:
@@ -72,9 +66,20 @@ def log_in(
         expires_at=now + timedelta(days=site.settings.login_days),
     )
     accounts.insert_login(tx, login)
-    forgive(tx, account_key=account_key(user.email), peer_key=peer_key(address))
+    forgive_try(tx, user.email, address=address)
     audit.record(tx, as_user(user, address), "login.opened", now=now, loginId=login.id)
     return opened(tx, site, user, login, refresh_token, now=now)
+
+
+def count_try(tx: Session, site: Site, email: str, *, address: str, now: datetime) -> None:
+    """Count a password that is about to be compared as wrong, or TooMany."""
+    keys = {"account_key": account_key(email), "peer_key": peer_key(address)}
+    reserve_try(tx, **keys, now=now, limits=_limits(site.settings))
+
+
+def forgive_try(tx: Session, email: str, *, address: str) -> None:
+    """It was right."""
+    forgive(tx, account_key=account_key(email), peer_key=peer_key(address))
 
 
 def _limits(settings: Settings) -> LoginLimits:

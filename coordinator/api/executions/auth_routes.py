@@ -2,8 +2,8 @@
 
 from starlette.responses import Response
 
+from coordinator.actions.change_password import begin_change
 from coordinator.actions.change_password import change_password as change_password_action
-from coordinator.actions.change_password import find_own_password
 from coordinator.actions.log_in import WRONG, begin_login
 from coordinator.actions.log_in import log_in as log_in_action
 from coordinator.actions.log_out import log_out as log_out_action
@@ -52,7 +52,7 @@ async def show_account(call: Call) -> Response:
 
 async def change_password(call: Call) -> Response:
     body: auth_shapes.PasswordIn = call.body
-    before = await call.read(find_own_password, call.caller)
+    before = await call.write(begin_change, call.state.site, call.caller)
     if not await call.state.passwords.is_password(before, body.current_password):
         raise Denied("the current password is wrong")
     try:
