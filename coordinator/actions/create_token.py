@@ -29,7 +29,10 @@ def create_token(
     lifetime: timedelta,
     now: datetime,
 ) -> tuple[ApiToken, str]:
-    """Make the token and show it, this once. It can never do more than who made it."""
+    """Make the token and show it, this once. It can never do more than who made it.
+
+    One that a program makes for another counts no longer than the program's own.
+    """
     tenant_id = tenant_of(tx, caller)
     try:
         name = display_name(name, maximum=100)
@@ -46,7 +49,7 @@ def create_token(
         token_hash=secret_hash(secret),
         permissions=sorted(set(permissions)),
         created_at=now,
-        expires_at=now + lifetime,
+        expires_at=_end_of(caller, now + lifetime),
     )
     accounts.insert_token(tx, token)
     audit.record(
@@ -60,6 +63,11 @@ def create_token(
         permissions=token.permissions,
     )
     return token, secret
+
+
+def _end_of(caller: Caller, wanted: datetime) -> datetime:
+    is_program = caller.credential.startswith("token:")
+    return min(wanted, caller.expires_at) if is_program and caller.expires_at is not None else wanted
 
 
 def tenant_of(tx: Session, caller: Caller) -> str:
