@@ -6,5 +6,6 @@ shared
 spares}
 > {durable, credentials, client, insistence, artifacts, layers, control, room, recency}
 > {git, executor, journal, blobs, state_dir, cache, workspace, attempt, log_stream, health}
-> {source, lease, delivery, vigil} > means > {janitor, cleaning} > step_run > {agent, commands} > cli
+> {source, lease, rotation, delivery, vigil} > means > {janitor, cleaning} > step_run
+> {agent, commands} > cli
 """

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Set
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -15,7 +16,15 @@ from runner.attempt import Attempt
 from runner.cleaning import Cleaning
 from runner.client import Proof
 from runner.control import Standing
-from runner.errors import EngineUnavailable, LeaseLost, Refused, StepError, Unauthorized, Unreachable
+from runner.errors import (
+    EngineUnavailable,
+    LeaseLost,
+    Refused,
+    Revoked,
+    StepError,
+    Unauthorized,
+    Unreachable,
+)
 from runner.executor.images import registry_of
 from runner.health import Health, Tried
 from runner.insistence import insist
@@ -23,6 +32,7 @@ from runner.janitor import Janitor
 from runner.journal import Journal, JournalPhase, attempt_dir, open_journals
 from runner.lease import Pulse
 from runner.means import Means
+from runner.rotation import rotate_secret
 from runner.slots import Slots
 from runner.state_dir import PendingRequest
 from runner.step_run import StepRun
@@ -78,6 +88,7 @@ class Agent:
         self._superseded = threading.Event()
         self._has_failed = False
         self._was_forgotten = False
+        self._was_revoked = False
         self._pending = PendingRequest(state)
         self._poller = threading.Thread(target=self._poll, name="poll", daemon=True)
         self._pulse = Pulse(
@@ -89,6 +100,8 @@ class Agent:
             is_draining=self._draining.is_set,
             superseded=self._step_aside,
             condition=self._health.condition,
+            revoked=self._end_revoked,
+            rotate=partial(rotate_secret, means.client, state),
         )
 
     # --- orders from outside ------------------------------------------------------------------------
@@ -118,6 +131,15 @@ class Agent:
         self._superseded.set()
         self._draining.set()
 
+    def _end_revoked(self) -> None:
+        """Nobody wants what runs here any more, and nobody would hear of it."""
+        if not self._was_revoked:
+            log.error("runner_revoked: the coordinator has revoked this runner", running=self._slots.busy)
+        self._was_revoked = True
+        self._draining.set()
+        for attempt in self._held():
+            attempt.forget()
+
     @property
     def is_draining(self) -> bool:
         return self._draining.is_set()
@@ -126,6 +148,11 @@ class Agent:
     def was_forgotten(self) -> bool:
         """It has ended because the coordinator does not know this runner: what it held is given up."""
         return self._was_forgotten
+
+    @property
+    def was_revoked(self) -> bool:
+        """It has ended because the coordinator has revoked it: what it held is given up."""
+        return self._was_revoked
 
     # --- the life -----------------------------------------------------------------------------------
 
@@ -146,7 +173,7 @@ class Agent:
             self._wait_for_those_that_run()
             self._await_poller()
             self._pulse.stop()  # nothing is said behind the goodbye
-            if not self._superseded.is_set():
+            if not self._superseded.is_set() and not self._was_revoked:
                 self._say_bye()
         finally:
             self._pulse.stop()
@@ -361,7 +388,7 @@ class Agent:
         said = Resume(session=self._session, attempts=asked)
         with Vigil(self._means.executor, watched):
             answer = self._hear_orders(said)
-        if self._was_forgotten:
+        if self._was_forgotten or self._was_revoked:
             self._give_up(held.values())
             return False
         if answer is None:
@@ -382,7 +409,10 @@ class Agent:
 
     def _give_up(self, held: Collection[tuple[Journal, Attempt]]) -> None:
         """Nobody wants these attempts, under this runner's name or any other: kill them and clean up."""
-        log.error("runner_forgotten: the coordinator does not know this runner", attempts=len(held))
+        if self._was_revoked:
+            log.error("runner_revoked: the coordinator has revoked this runner", attempts=len(held))
+        else:
+            log.error("runner_forgotten: the coordinator does not know this runner", attempts=len(held))
         for journal, attempt in held:
             attempt.forget()
             self._hold(attempt)
@@ -403,6 +433,9 @@ class Agent:
             except (LeaseLost, Refused) as error:
                 unknown_since = None
                 raise Unreachable(f"no orders: {error}") from error  # nothing is given up for that
+            except Revoked as error:
+                self._was_revoked = True
+                raise LeaseLost("this runner was revoked") from error
             except Unauthorized as error:
                 if not error.is_unknown:
                     unknown_since = None
@@ -416,7 +449,7 @@ class Agent:
                 unknown_since = None
                 raise
 
-        while not self._draining.is_set() and not self._was_forgotten:
+        while not self._draining.is_set() and not self._was_forgotten and not self._was_revoked:
             with suppress(LeaseLost, Unreachable):  # a day of trying, or draining
                 return insist(
                     ask, given_up=self._draining, stopping=self._draining, longest_s=RESUME_LONGEST_S

@@ -26,7 +26,7 @@ from runner.commands import handover as handover_command
 from runner.control import Control, Obedience
 from runner.credentials import Credentials, load_credentials
 from runner.disk import MIB, DiskGuard
-from runner.errors import BadSetup, LeaseLost, Refused, Unauthorized, Unreachable
+from runner.errors import BadSetup, LeaseLost, Refused, Revoked, Unauthorized, Unreachable
 from runner.executor.base import Executor
 from runner.git import unprivileged_user
 from runner.janitor import Janitor
@@ -60,7 +60,7 @@ Connect = Callable[[str, str], Client]  # the coordinator's address and the runn
 @click.option(
     "--token-file",
     type=click.Path(path_type=Path),
-    help="File with the registration token, read at the first start only.",
+    help="File with an enrolment token or the registration token, read at the first start only.",
 )
 @click.option(
     "--labels", help="Labels that steps may ask for, separated by commas; kept from the first start on."
@@ -131,6 +131,8 @@ def live(settings: Settings, control: Control, *, once: bool, connect: Connect =
     )
     while True:
         is_well = agent.run()
+        if agent.was_revoked:
+            raise _revoked(settings)
         if not agent.was_forgotten or agent.is_draining:
             return is_well
         forgotten = agent
@@ -249,6 +251,8 @@ def _known_identity(settings: Settings, state: Path, connect: Connect) -> Identi
     client = connect(settings.coordinator, identity.secret)
     try:
         client.resume(Resume(session=secrets.token_hex(8)))
+    except Revoked as error:
+        raise _revoked(settings) from error
     except Unauthorized as error:
         if not error.is_unknown:
             return identity
@@ -259,6 +263,13 @@ def _known_identity(settings: Settings, state: Path, connect: Connect) -> Identi
     finally:
         client.close()
     return identity
+
+
+def _revoked(settings: Settings) -> BadSetup:
+    return BadSetup(
+        f"the coordinator at {settings.coordinator} has revoked this runner; if that was a mistake, remove "
+        f"{settings.state.absolute() / 'identity.json'} and start it with --token-file to register it anew"
+    )
 
 
 def _register(settings: Settings, state: Path, connect: Connect) -> Identity:
@@ -274,7 +285,8 @@ def _register(settings: Settings, state: Path, connect: Connect) -> Identity:
     except Unauthorized as error:
         raise BadSetup(
             f"the coordinator at {settings.coordinator} does not let this runner in ({error}): --token-file "
-            "names a file with its registration token, which is keys/registration-token in its data folder"
+            "names a file with an enrolment token, as `buildmill runners enrol` makes it, or with its "
+            "registration token, which is keys/registration-token in its data folder"
         ) from error
     except Unreachable as error:
         raise BadSetup(

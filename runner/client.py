@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from runner.errors import LeaseLost, LogLimit, LogRewind, Refused, Unauthorized, Unreachable
+from runner.errors import LeaseLost, LogLimit, LogRewind, Refused, Revoked, Unauthorized, Unreachable
 from shared import paths
 from shared.protocol import (
     Acquire,
@@ -19,6 +19,8 @@ from shared.protocol import (
     Completion,
     Heartbeat,
     LogAccepted,
+    NewSecret,
+    Ok,
     Orders,
     Registered,
     Registration,
@@ -40,6 +42,7 @@ _TRANSIENT = frozenset({408, 425, 429})
 _UNWELCOME = frozenset({401, 403})
 UNWELCOME_RETRY_S = 300.0
 _UNKNOWN = "unauthenticated"
+_REVOKED = "revoked"
 _BLOB_GONE = "blob_gone"  # the step is still ours, and can never have its inputs
 _STALE_CODES = frozenset({"stale_attempt", "abandoned", "released", "conflict"})
 _GONE_CODES = frozenset({"not_found", "gone", "expired"})
@@ -66,10 +69,7 @@ class Client:
         def connect(most: int) -> httpx.Client:
             return httpx.Client(
                 base_url=coordinator,
-                headers={
-                    "Accept-Encoding": "identity",
-                    **({"Authorization": f"Bearer {secret}"} if secret else {}),
-                },
+                headers=_headers(secret),
                 timeout=httpx.Timeout(30.0, connect=5.0, write=60.0),
                 limits=httpx.Limits(max_connections=most, max_keepalive_connections=(most + 1) // 2),
                 follow_redirects=False,
@@ -80,6 +80,7 @@ class Client:
         self._http = connect(MOST_CONNECTIONS)
         # Uploads may take every connection there is; what keeps the attempts alive never waits for one.
         self._vital = connect(MOST_VITAL_CONNECTIONS)
+        self._secret = secret
         self._is_away = False
         self._returns = 0
 
@@ -90,6 +91,15 @@ class Client:
     def register(self, said: Registration, token: str) -> Registered:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         return self._post(paths.REGISTER, said, Registered, headers=headers)
+
+    def rotate(self, said: NewSecret) -> None:
+        self._post(paths.ROTATE, said, Ok, through=self._vital)
+
+    def use_secret(self, secret: str) -> None:
+        """From the next request on; what is under way with the former one may be refused."""
+        self._secret = secret
+        for http in (self._http, self._vital):
+            http.headers = httpx.Headers(_headers(secret))  # at once: other threads are sending
 
     def acquire(self, said: Acquire) -> Claims:
         answer = self._send(
@@ -197,11 +207,12 @@ class Client:
 
     def get_blob(self, proof: Proof, sha256: str, write: Callable[[bytes], None]) -> None:
         """Hand the bytes of an input to `write`, piece by piece."""
+        secret = self._secret
         try:
             with self._http.stream("GET", _blob(proof, sha256), headers=proof.headers()) as answer:
                 if answer.status_code != 200:
                     answer.read()
-                    raise _error(answer)
+                    raise self._refusal(answer, secret)
                 for chunk in answer.iter_raw(CHUNK):  # as it is: nothing that was packed is unpacked here
                     write(chunk)
         except httpx.HTTPError as error:
@@ -251,6 +262,7 @@ class Client:
         through: httpx.Client | None = None,
         **more: Any,
     ) -> httpx.Response:
+        secret = self._secret
         try:
             answer = (through or self._http).request(method, path, **more)
         except httpx.HTTPError as error:
@@ -258,10 +270,16 @@ class Client:
             raise Unreachable(what, is_back=self._watch_for_return()) from error
         if answer.is_success or answer.status_code in accept:
             return answer
-        refused = _error(answer)
+        refused = self._refusal(answer, secret)
         if isinstance(refused, Unreachable) and refused.retry_after_s is None:
             refused.is_back = self._watch_for_return()
         raise refused
+
+    def _refusal(self, answer: httpx.Response, secret: str) -> Exception:
+        refused = _error(answer)
+        if isinstance(refused, Unauthorized) and self._secret != secret:
+            return Unreachable(f"{refused}: it came with the former secret")  # the next one comes with ours
+        return refused
 
     def _watch_for_return(self) -> Callable[[], bool]:
         returns = self._returns
@@ -269,6 +287,11 @@ class Client:
 
 
 _JSON = {"Content-Type": "application/json"}
+
+
+def _headers(secret: str) -> dict[str, str]:
+    who = {"Authorization": f"Bearer {secret}"} if secret else {}
+    return {"Accept-Encoding": "identity", **who}
 
 
 def _blob(proof: Proof, sha256: str) -> str:
@@ -323,6 +346,8 @@ def _error(answer: httpx.Response) -> Exception:
         return Unreachable(f"{what} in words that are not the coordinator's")
     code, sentence = str(said["code"]), str(said["error"])
     size = said.get("size")
+    if (status, code) == (401, _REVOKED):
+        return Revoked(f"{what}: {sentence}", retry_after_s=UNWELCOME_RETRY_S)
     if status in _UNWELCOME:
         is_unknown = (status, code) == (401, _UNKNOWN)
         return Unauthorized(f"{what}: {sentence}", retry_after_s=UNWELCOME_RETRY_S, is_unknown=is_unknown)

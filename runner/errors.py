@@ -3,6 +3,7 @@
 RunnerError
 ├── Unreachable      the coordinator cannot be reached now; try again
 │   └── Unauthorized   it answers, and does not know our credential; an operator can mend that
+│       └── Revoked      an operator has taken it back: nothing here is wanted any more
 ├── LeaseLost        this attempt is no longer ours; stop and forget it
 ├── Refused          the coordinator refuses this request for good
 ├── LogRewind        the coordinator holds another length of the log
@@ -49,6 +50,10 @@ class Unauthorized(Unreachable):
     def __init__(self, message: str, *, retry_after_s: float | None = None, is_unknown: bool = False) -> None:
         super().__init__(message, retry_after_s=retry_after_s)
         self.is_unknown = is_unknown
+
+
+class Revoked(Unauthorized):
+    """The coordinator says in so many words that this runner was revoked."""
 
 
 class LeaseLost(RunnerError):

@@ -10,7 +10,7 @@ import structlog
 
 from runner.attempt import Attempt
 from runner.client import Client
-from runner.errors import LeaseLost, Refused, Unreachable
+from runner.errors import LeaseLost, Refused, Revoked, Unreachable
 from runner.health import Condition
 from shared.protocol import Heartbeat, Order
 
@@ -34,6 +34,8 @@ class Pulse:
         is_draining: Callable[[], bool],
         superseded: Callable[[], None],
         condition: Callable[[], Condition] = Condition,
+        revoked: Callable[[], None] = lambda: None,
+        rotate: Callable[[], bool] = lambda: False,
     ) -> None:
         self._client = client
         self._session = session
@@ -43,6 +45,8 @@ class Pulse:
         self._is_draining = is_draining
         self._superseded = superseded
         self._condition = condition
+        self._revoked = revoked
+        self._rotate = rotate
         self._interval_s = 5.0
         self._now = threading.Event()
         self._stopping = threading.Event()
@@ -89,6 +93,9 @@ class Pulse:
         )
         try:
             answer = self._client.heartbeat(said)
+        except Revoked:
+            self._revoked()
+            return
         except Unreachable as error:
             log.warning("heartbeat_unanswered", cause=str(error))
             return
@@ -100,6 +107,8 @@ class Pulse:
         self._interval_s = min(MAX_INTERVAL_S, max(0.5, answer.next))
         for order in answer.attempts:
             self._hand_on(held, order)
+        if answer.rotate and self._rotate():
+            self._now.set()  # the first use of the new secret ends the former one
 
     def _hand_on(self, held: dict[tuple[str, int], Attempt], order: Order) -> None:
         attempt = held.get((order.step_id, order.attempt))

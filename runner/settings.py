@@ -24,7 +24,9 @@ class Settings(BaseSettings):
         Literal["docker", "process"],
         Field(description="`docker` isolates each step; `process` isolates nothing"),
     ] = "docker"
-    token_file: Annotated[Path | None, Field(description="File with the registration token")] = None
+    token_file: Annotated[
+        Path | None, Field(description="File with an enrolment token or the registration token")
+    ] = None
     credentials: Annotated[
         Path | None, Field(description="File with logins of git hosts and registries (mode 0600)")
     ] = None

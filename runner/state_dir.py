@@ -85,22 +85,28 @@ def _is_locked(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Identity:
-    """Who this runner is, to which coordinator."""
+    """Who this runner is, to which coordinator.
+
+    `next_secret` is of its own making; the coordinator may have been told of it, and it is not used yet.
+    """
 
     runner_id: str
     secret: str = field(repr=False)
     coordinator: str
+    next_secret: str = field(default="", repr=False)
 
 
 def save_identity(state: Path, identity: Identity) -> None:
     """Its id is remembered for good: what runs under it is found again when the identity has gone."""
-    ids = [*former_ids(state), identity.runner_id][-MOST_IDS:]
+    others = [one for one in former_ids(state) if one != identity.runner_id]
+    ids = [*others, identity.runner_id][-MOST_IDS:]
     noted = {"folder": state.stat().st_ino, "ids": ids}
     write_whole(state / IDS, json.dumps(noted).encode())
     content = {
         "runnerId": identity.runner_id,
         "secret": identity.secret,
         "coordinator": identity.coordinator,
+        **({"nextSecret": identity.next_secret} if identity.next_secret else {}),
     }
     write_whole(state / "identity.json", json.dumps(content).encode(), mode=0o600)
 
@@ -142,11 +148,13 @@ def load_identity(state: Path) -> Identity | None:
     try:
         told = json.loads(content)
         texts = [told[name] for name in ("runnerId", "secret", "coordinator")]
-    except (ValueError, KeyError, TypeError) as error:
+        following = told.get("nextSecret", "")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadSetup(f"{path} is damaged: remove it to register this runner anew") from error
-    if not all(isinstance(text, str) and text for text in texts):
+    if not all(isinstance(text, str) and text for text in texts) or not isinstance(following, str):
         raise BadSetup(f"{path} is damaged: remove it to register this runner anew")
-    return Identity(*texts)
+    runner_id, secret, coordinator = texts
+    return Identity(runner_id, secret, coordinator, following)
 
 
 class PendingRequest:

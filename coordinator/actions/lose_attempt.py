@@ -21,17 +21,31 @@ LOST = "lost"  # the outcome of an attempt whose runner fell silent, or was revo
 def lose_attempt(tx: Session, site: Site, step: Any, *, now: datetime) -> int:
     """Ready again after a while, or failed where no retry is left; 0 when it was heard of meanwhile.
 
-    `step` is the row as it was found. What was told to stop is left to who forces stops.
+    `step` is the row as it was found. Runner and attempt stay named: if that runner comes back first, it goes
+    on, and so does the log. What was told to stop is left to who forces stops.
     """
     builds.lock_build(tx, step.build_id)
-    current = steps.get_step(tx, step.id)
-    if current.last_seen_at != step.last_seen_at:
+    if steps.get_step(tx, step.id).last_seen_at != step.last_seen_at:
         return 0  # it was heard before its build was held, and its log may have grown
-    if current.cancel_requested_at is not None or not StepState(current.state).is_leased:
+    return _give_up(tx, site, step.id, now=now, unheard_since=step.last_seen_at)
+
+
+def take_attempt_away(tx: Session, site: Site, step: Any, *, now: datetime) -> int:
+    """`lose_attempt` of a runner that must not come back, whatever is heard of it at this moment."""
+    builds.lock_build(tx, step.build_id)
+    return _give_up(tx, site, step.id, now=now, unheard_since=None, runner_id=None, request_id=None)
+
+
+def _give_up(
+    tx: Session, site: Site, step_id: str, *, now: datetime, unheard_since: datetime | None, **named: Any
+) -> int:
+    step = steps.get_step(tx, step_id)
+    if step.cancel_requested_at is not None or not StepState(step.state).is_leased:
         return 0  # it was told to stop, or has ended, before its build was held
     retry = next_retry(step, Reason.RUNNER_LOST, exit_code=None)
     if retry is not None:
-        event, is_lost = "step.requeued", _requeue(tx, step, retry, now=now)
+        event = "step.requeued"
+        is_lost = _requeue(tx, step, retry, now=now, unheard_since=unheard_since, **named)
     else:
         event = "step.finished"
         is_lost = end_unheard(
@@ -43,7 +57,7 @@ def lose_attempt(tx: Session, site: Site, step: Any, *, now: datetime) -> int:
             reason=Reason.RUNNER_LOST,
             has_gap=True,
             now=now,
-            unheard_since=step.last_seen_at,
+            unheard_since=unheard_since,
         )
     if not is_lost:
         return 0
@@ -52,17 +66,19 @@ def lose_attempt(tx: Session, site: Site, step: Any, *, now: datetime) -> int:
     return 1
 
 
-def _requeue(tx: Session, step: Any, retry: Retry, *, now: datetime) -> bool:
-    """Runner and attempt stay named: if that runner comes back first, it goes on, and so does the log."""
+def _requeue(
+    tx: Session, step: Any, retry: Retry, *, now: datetime, unheard_since: datetime | None, **named: Any
+) -> bool:
     moved = steps.move_step(
         tx,
         step.id,
         StepEvent.REQUEUE,
         attempt=step.attempt,
-        unheard_since=step.last_seen_at,
+        unheard_since=unheard_since,
         infra_retries=retry.infra_retries,
         not_before=now + retry.delay,
         reason=Reason.RUNNER_LOST,
+        **named,
     )
     if moved:
         attempts.end_attempt(

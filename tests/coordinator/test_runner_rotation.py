@@ -285,6 +285,19 @@ def test_a_cancelled_step_of_a_revoked_runner_ends_as_cancelled(mill: Mill) -> N
     assert mill.step(held.step_id).state == "cancelled"
 
 
+def test_a_heartbeat_that_crosses_a_revocation_keeps_nothing(mill: Mill) -> None:
+    for _ in range(10):
+        runner = mill.a_runner()
+        held = mill.a_running_step(runner=runner)
+        mill.clock.advance(1)
+
+        beat: Callable[[], Any] = partial(mill.heartbeat, runner, held)
+        together(beat, beat, partial(revoke, mill, runner.id), beat)
+
+        step = mill.step(held.step_id)
+        assert (step.state, step.runner_id) == ("ready", None)
+
+
 def test_a_claim_that_crosses_a_revocation_is_given_to_nobody_or_given_back(mill: Mill) -> None:
     for _ in range(10):
         build = mill.a_build()

@@ -12,7 +12,7 @@ import pytest
 import respx
 
 from runner.client import Client, Proof
-from runner.errors import LeaseLost, LogLimit, LogRewind, Refused, Unauthorized, Unreachable
+from runner.errors import LeaseLost, LogLimit, LogRewind, Refused, Revoked, Unauthorized, Unreachable
 from shared.paths import BLOB_PART_BYTES
 from shared.protocol import Acquire, Completion, Heartbeat, Phase, Registration, Resume, Start
 from tests.runner.claims import a_claim
@@ -58,6 +58,7 @@ def complete(client):
         (422, {**OURS, "code": "digest_mismatch"}, Refused),
         (409, {**OURS, "code": "outputs_incomplete"}, Refused),
         (401, {**OURS, "code": "unauthenticated"}, Unreachable),
+        (401, {**OURS, "code": "revoked"}, Revoked),
         (403, {**OURS, "code": "forbidden"}, Unreachable),
         (408, OURS, Unreachable),
         (425, OURS, Unreachable),

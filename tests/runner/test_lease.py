@@ -44,7 +44,17 @@ def superseded():
 
 
 @pytest.fixture
-def pulse_of(coordinator, superseded, tmp_path):
+def revoked():
+    return threading.Event()
+
+
+@pytest.fixture
+def rotated():
+    return threading.Event()
+
+
+@pytest.fixture
+def pulse_of(coordinator, superseded, revoked, rotated, tmp_path):
     made = []
 
     def make(*attempts):
@@ -57,6 +67,8 @@ def pulse_of(coordinator, superseded, tmp_path):
             free_slots=lambda: 3,
             is_draining=lambda: True,
             superseded=superseded.set,
+            revoked=revoked.set,
+            rotate=lambda: rotated.set() or True,
         )
         pulse.start()
         made.append((pulse, client))
@@ -162,3 +174,33 @@ def test_a_newer_process_of_the_same_runner_is_made_way_for(coordinator, pulse_o
     pulse_of(an_attempt()).beat_soon()
 
     assert superseded.wait(10)
+
+
+def test_a_revoked_runner_hears_it_at_the_next_beat(coordinator, pulse_of, revoked):
+    coordinator.answers = [(401, {"error": "this runner was revoked", "code": "revoked", "details": []})]
+    pulse = pulse_of()
+
+    pulse.beat_soon()
+
+    assert revoked.wait(10)
+
+
+def test_who_is_merely_unknown_is_not_revoked(coordinator, pulse_of, revoked):
+    unknown = {"error": "this runner is not known", "code": "unauthenticated", "details": []}
+    coordinator.answers = [(401, unknown)]
+    pulse = pulse_of()
+
+    pulse.beat_soon()
+    coordinator.wait(2)
+
+    assert not revoked.is_set()
+
+
+def test_the_new_secret_is_used_as_soon_as_it_is_taken(coordinator, pulse_of, rotated):
+    coordinator.answers = [(200, {"rotate": True, "next": 60.0})]
+    pulse = pulse_of()
+
+    pulse.beat_soon()
+    coordinator.wait(2)
+
+    assert rotated.is_set()
