@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from scripts.benchmarks import cache_speed, docker_step, log_speed, start, steps
+from scripts.benchmarks import cache_speed, docker_step, followers, log_speed, start, steps
 from scripts.benchmarks.figure import Figure, say
 from scripts.benchmarks.page import describe_machine, table_of, write_table
 
@@ -26,6 +26,9 @@ MEASUREMENTS = {
     ),
     "log": Measurement(
         lambda: log_speed.measure(log_speed.Size()), lambda: log_speed.measure(log_speed.QUICK)
+    ),
+    "followers": Measurement(
+        lambda: followers.measure(followers.Size()), lambda: followers.measure(followers.QUICK)
     ),
     "cache": Measurement(
         lambda: cache_speed.measure(cache_speed.Size()), lambda: cache_speed.measure(cache_speed.QUICK)

@@ -23,10 +23,11 @@ STOP_S = 60.0
 
 @dataclass(frozen=True)
 class Coordinator:
-    """Where a running coordinator is reached."""
+    """Where a running coordinator is reached, and which process it is."""
 
     host: str
     port: int
+    pid: int
 
     @property
     def url(self) -> str:
@@ -53,8 +54,8 @@ def a_coordinator(data: Path, database: str = "") -> Iterator[Coordinator]:
     command = [sys.executable, "-m", "coordinator", "coordinator", "--data", str(data), "--port", str(port)]
     if database:
         command += ["--database", database]
-    with _a_process(command, data.parent / "coordinator.log"):
-        found = Coordinator("127.0.0.1", port)
+    with _a_process(command, data.parent / "coordinator.log") as pid:
+        found = Coordinator("127.0.0.1", port, pid)
         _wait_until_ready(found)
         yield found
 
@@ -90,7 +91,7 @@ def a_postgres() -> Iterator[str]:
 
 
 @contextmanager
-def _a_process(command: list[str], said: Path) -> Iterator[None]:
+def _a_process(command: list[str], said: Path) -> Iterator[int]:
     root = Path(__file__).parents[2]
     environment = {**os.environ, "BUILDMILL_GIT_PROTOCOLS": "https,ssh,file", "PYTHONPATH": str(root)}
     with said.open("ab") as output:
@@ -98,7 +99,7 @@ def _a_process(command: list[str], said: Path) -> Iterator[None]:
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=root, env=environment
         )
     try:
-        yield
+        yield process.pid
     except Exception:
         sys.stderr.write(said.read_text(errors="replace")[-4000:])
         raise

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.benchmarks import cache_speed, docker_step, log_speed, start, steps
+from scripts.benchmarks import cache_speed, docker_step, followers, log_speed, start, steps
 from scripts.benchmarks.__main__ import MEASUREMENTS
 from scripts.benchmarks.figure import Figure, percentile
 from scripts.benchmarks.page import BEGIN, END, PAGE, table_of, write_table
@@ -16,6 +16,7 @@ SMALLEST: dict[str, Callable[[], list[Figure]]] = {
     "start": lambda: start.measure(start.SMALLEST),
     "docker": lambda: docker_step.measure(docker_step.SMALLEST),
     "log": lambda: log_speed.measure(log_speed.SMALLEST),
+    "followers": lambda: followers.measure(followers.SMALLEST),
     "cache": lambda: cache_speed.measure(cache_speed.SMALLEST),
 }
 MARKS = {

@@ -39,9 +39,12 @@ class _Chunk:
     positions: tuple[Position, ...]
     ends: tuple[int, ...]
 
-    def behind(self, position: Position) -> bytes:
+    def behind(self, position: Position, most: int) -> tuple[bytes, Position]:
+        """Whole frames, at least one and about as many bytes as are wanted at most, and where they end."""
         known = bisect_right(self.positions, position)
-        return self.frames[self.ends[known - 1] :] if known else self.frames
+        start = self.ends[known - 1] if known else 0
+        last = max(bisect_right(self.ends, start + most), known + 1) - 1
+        return self.frames[start : self.ends[last]], self.positions[last]
 
 
 class _Feed:
@@ -116,11 +119,13 @@ class _Feed:
         """
         at = self._seek(position) if number is None else number - self._first
         frames = bytearray()
-        while at < len(self._chunks) and (not frames or len(frames) < SENT_AT_ONCE):
+        while at < len(self._chunks) and len(frames) < SENT_AT_ONCE:
             chunk = self._chunks[at]
-            frames += chunk.behind(position)
-            position = max(position, chunk.positions[-1])
-            at += 1
+            if chunk.positions[-1] > position:
+                some, position = chunk.behind(position, SENT_AT_ONCE - len(frames))
+                frames += some
+            if position >= chunk.positions[-1]:
+                at += 1
         return bytes(frames), at + self._first, position
 
     def _seek(self, position: Position) -> int:

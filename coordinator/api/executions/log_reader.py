@@ -21,7 +21,7 @@ from coordinator.store.logs import OF_BUILD
 Read = Callable[..., Awaitable[Any]]
 
 BYTES_AT_ONCE = 64 * 1024
-HANDED_AT_ONCE = 256 * 1024
+HANDED_AT_ONCE = 64 * 1024
 
 
 @dataclass(frozen=True)
