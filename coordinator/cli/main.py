@@ -12,6 +12,7 @@ COMMANDS = {
     "migrate": ("coordinator.cli.serve", "migrate_command"),
     "retention": ("coordinator.cli.retention", "retention_command"),
     "runner": ("runner.cli", "runner"),
+    "runners": ("coordinator.cli.runners", "runners"),
     "tenant": ("coordinator.cli.accounts", "tenant"),
     "token": ("coordinator.cli.accounts", "token"),
     "up": ("coordinator.cli.up", "up"),
