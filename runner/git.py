@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from runner.credentials import Credentials
 from runner.errors import BadSetup, StepError
+from runner.orphans import end_processes_at
 from shared.reasons import Reason
 
 PASSED_ON = (
@@ -56,6 +57,7 @@ case "$1" in
 *) exit 1 ;;
 esac
 """
+LENT = "access-"
 MAX_OUTPUT_BYTES = 64 * 1024 * 1024
 MAX_ERROR_BYTES = 16 * 1024
 WATCH_EVERY_S = 0.25
@@ -242,10 +244,19 @@ class Git:
     @contextmanager
     def access(self, remote: Remote) -> Iterator[dict[str, str]]:
         """The environment that lets git speak to this one repository, and nothing more."""
-        folder = Path(tempfile.mkdtemp(prefix="access-", dir=self.home))
+        folder = Path(tempfile.mkdtemp(prefix=LENT, dir=self.home))
         try:
             yield {"GIT_ALLOW_PROTOCOL": remote.scheme, **self._login(remote, folder)}
         finally:
+            shutil.rmtree(folder)
+
+    def end_former(self) -> None:
+        """End what still runs of a former life; nothing that git does in this one may be under way."""
+        end_processes_at(self.home)
+
+    def take_back_logins(self) -> None:
+        """Remove what a former life lent to git and was killed before it took it back."""
+        for folder in self.home.glob(f"{LENT}*"):
             shutil.rmtree(folder)
 
     def mask(self, text: str) -> str:

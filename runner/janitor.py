@@ -69,9 +69,12 @@ class Janitor:
     def sweep_folder(self) -> None:
         """Before anything is under way: what is half made in the state folder, and forgotten views.
 
-        Nothing outside the folder is touched. It may be a copy, and then all that runs is another process's
-        until the coordinator has said whose it is; what attempts left goes with the first round.
+        Nothing outside the folder is touched but git that is at home in it. It may be a copy, and then all
+        else that runs is another process's until the coordinator has said whose it is; what attempts left
+        goes with the first round.
         """
+        _try(self._means.sources.end_former_git)
+        _try(self._means.sources.take_back_logins)
         _try(self._unmount_forgotten)
         _try(self._throw_unfinished)
 

@@ -165,6 +165,13 @@ class SourceCache:
             and self.is_reachable(source, commit, source.default_branch, is_wanted)
         )
 
+    def end_former_git(self) -> None:
+        """Before anything is wanted: git of a life that was killed writes into mirrors that nobody locks."""
+        self._git.end_former()
+
+    def take_back_logins(self) -> None:
+        self._git.take_back_logins()
+
     def prune(self, keep: Set[str], max_bytes: int) -> int:
         """Delete what was used longest ago, first checkouts, then mirrors, until the rest fits.
 

@@ -1,8 +1,13 @@
 """What no attempt holds is removed while the runner lives, and what an attempt needs stays."""
 
 import os
+import select
+import signal
+import subprocess
+import sys
 import threading
 import time
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -441,6 +446,84 @@ def test_half_made_folders_of_a_former_life_go_at_the_start(janitor, state):
     janitor.sweep_folder()
 
     assert not any(folder.exists() for folder in half_made)
+
+
+LIFE = """
+import os, sys
+from pathlib import Path
+from runner.credentials import Credentials, GitLogin
+from runner.git import unprivileged_user
+from runner.source import SourceCache
+from shared.protocol import Source
+
+state = Path(sys.argv[1])
+login = GitLogin(ssh_key=state / "own-key")
+sources = SourceCache(
+    state,
+    protocols=frozenset({"ssh"}),
+    run_as=unprivileged_user(),
+    credentials=Credentials(git={"git.test": login}),
+    environ={"PATH": f"{state}/bin:{os.environ['PATH']}"},
+)
+sources.resolve(Source(repo_url="ssh://git@git.test/x.git", branch="main"))
+"""
+
+
+def a_life_killed_during_a_fetch(state):
+    """What it left: a handle on the ssh that goes on, and the key that was lent to it."""
+    ssh, said = state / "bin" / "ssh", state / "said"
+    ssh.parent.mkdir()
+    said.mkdir()
+    said.chmod(0o777)  # git runs as another user
+    ssh.write_text(f"#!/bin/sh\necho $$ >{said}/part\nmv {said}/part {said}/pid\nexec sleep 600\n")
+    ssh.chmod(0o755)
+    (state / "own-key").write_text("the key")
+    life = subprocess.Popen([sys.executable, "-c", LIFE, str(state)])
+    try:
+        assert eventually((said / "pid").exists, timeout_s=30)
+    finally:
+        life.kill()
+        life.wait(10)
+    return os.pidfd_open(int((said / "pid").read_text())), state / "git"
+
+
+def has_ended(handle, timeout_s=0.0):
+    return bool(select.select([handle], [], [], timeout_s)[0])
+
+
+def test_git_of_a_life_that_was_killed_ends_at_the_start_and_what_it_was_lent_goes(janitor, state):
+    handle, home = a_life_killed_during_a_fetch(state)
+    try:
+        assert [key.read_text() for key in home.glob("*/key")] == ["the key"]
+        assert not has_ended(handle)
+
+        janitor.sweep_folder()
+
+        assert has_ended(handle, 10)
+        assert list(home.iterdir()) == []
+    finally:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+        os.close(handle)
+
+
+@needs_root
+def test_git_of_another_runner_that_has_its_own_folder_under_the_same_path_goes_on(janitor, state):
+    home = state / "git"
+    hidden = f"mount -t tmpfs none {state} && mkdir {home} && echo there && exec sleep 600"
+    with subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", hidden],
+        env={"PATH": os.environ["PATH"], "HOME": str(home)},
+        stdout=subprocess.PIPE,
+    ) as other:
+        try:
+            assert other.stdout.readline() == b"there\n"
+
+            janitor.sweep_folder()
+
+            assert other.poll() is None
+        finally:
+            other.kill()
 
 
 def test_the_folder_of_a_step_goes_with_its_last_attempt(at_work, state):
