@@ -25,7 +25,8 @@ from coordinator.api.websockets import Patience
 from coordinator.rules.access import Audience, Caller, Policy
 from coordinator.settings import Settings
 from tests.coordinator.live_logs import Served, impatient, served
-from tests.factories import LOCAL, ON_SQLITE, Held, Mill
+from tests.factories import LOCAL, ON_SQLITE, Held, Mill, a_step
+from tests.threats.stack import Stack
 
 SOON = Patience(send_s=5.0, recheck_s=0.3)
 
@@ -168,6 +169,21 @@ def test_nothing_that_a_follower_says_shows_it_another_build(
 
     with pytest.raises(TimeoutError):
         follower.line.recv(timeout=2.5)
+
+
+def test_who_is_refused_stands_in_the_trail(mill: Mill, server: Served, build_id: str) -> None:
+    stranger = mill.a_member("other")
+    lost = {**stranger, "X-Tenant-ID": mill.a_tenant()}
+
+    server.refusal(build_id)
+    server.refusal(build_id, lost)
+
+    rows = [(row.actor.partition(":")[0], row.details) for row in mill.audited("access.denied")]
+    path = "/api/v1/builds/{id}/logs/stream"
+    assert [(actor, said["path"], said["status"]) for actor, said in rows] == [
+        ("unknown", path, 401),
+        ("user", path, 403),
+    ]
 
 
 # Tickets
@@ -400,6 +416,35 @@ def test_a_bad_frame_is_answered_by_its_code(mill: Mill, server: Served, build_i
             line.sendall(sent)
 
         assert code_of_end(line) == code
+
+
+@pytest.mark.threat("L19")
+@pytest.mark.threat("F06")
+def test_floods_from_who_reads_nothing_take_no_memory(stack: Stack) -> None:
+    build = stack.submit([a_step(labels=["nobody-has-this"])])
+    token = (stack.folder / "data" / "keys" / "admin-token").read_text().strip()
+    operator = {"Authorization": f"Bearer {token}"}
+    account = stack.http.get(f"/api/projects/{build['projectId']}").json()["accountId"]
+    tenants = stack.http.get("/api/tenants", headers=operator).json()
+    tenant = next(one["id"] for one in tenants if one["accountId"] == account)
+    member = {**operator, "X-Tenant-ID": tenant}
+    server = Served(stack.port, lambda: None, contextlib.ExitStack())
+    before = stack.coordinator.resident_bytes
+    stack.coordinator.forget_peak()
+
+    for flood in (
+        a_frame(9, b"x" * 125),
+        a_frame(1, b"x"),
+        a_frame(2, is_last=False) + a_frame(0, is_last=False),
+    ):
+        for _ in range(5):
+            with an_open_line(server, build["id"], member) as line, contextlib.suppress(OSError):
+                line.settimeout(5)
+                for _ in range(20):
+                    line.sendall(flood * 1000)
+
+    assert stack.coordinator.peak_bytes - before < 32 * 1024 * 1024
+    stack.cancel(build["id"])
 
 
 @ON_SQLITE
