@@ -223,7 +223,9 @@ def _open_executor(
         from runner.executor.process import ProcessExecutor
 
         click.echo("the process executor isolates nothing: steps run as this user on this machine")
-        return ProcessExecutor(runner=identity.runner_id, state=state, environ=os.environ)
+        return ProcessExecutor(
+            runner=identity.runner_id, state=state, environ=os.environ, former_ids=formerly
+        )
     from runner.executor.docker import Limits, open_docker
 
     executor = open_docker(

@@ -770,7 +770,7 @@ def open_docker(
         logins=logins,
         images=PulledImages(state / "images.json"),
         keep_images=keep_images,
-        secret_files=SecretFiles(state, runner),
+        secret_files=SecretFiles(state, runner, former_ids),
         former_ids=former_ids,
     )
 

@@ -46,13 +46,15 @@ class ProcessExecutor:
     name = "process"
     isolates = False
 
-    def __init__(self, *, runner: str, state: Path, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, *, runner: str, state: Path, environ: Mapping[str, str], former_ids: Collection[str] = ()
+    ) -> None:
         if not Path("/bin/sh").exists():
             raise BadSetup("this machine has no /bin/sh; use the docker executor")
-        self._runner = runner
+        self._runners = frozenset({runner, *former_ids})
         self._records = state / "processes"  # one per attempt that create made, so that strays are found
         self._records.mkdir(parents=True, exist_ok=True)
-        self._secret_files = SecretFiles(state, runner)
+        self._secret_files = SecretFiles(state, runner, former_ids)
         self._inherited = {name: environ[name] for name in INHERITED if name in environ}
 
     def pull(self, image: str, *, deadline_s: float, progress: Callable[[str], None]) -> str:
@@ -187,7 +189,7 @@ class ProcessExecutor:
 
     def remove_strays(self, held: Collection[tuple[str, int]]) -> None:
         """Processes leave nothing else besides their folders."""
-        self._secret_files.sweep([name_of(self._runner, *key) for key in held])
+        self._secret_files.sweep([name_of(runner, *key) for key in held for runner in self._runners])
 
     def spares(self, wanted: Collection[str]) -> Iterator[Spare]:
         return iter(())

@@ -33,12 +33,14 @@ class SecretFiles:
 
     Each file lies on a tmpfs of its own below the state folder: the step can write into it, and so fills
     nothing but what was made for it. Where the runner may not mount, it lies in a private folder on the
-    machine's own tmpfs.
+    machine's own tmpfs, which is named after the runner and outlives its identity: `former_ids` are those
+    that this runner had.
     """
 
-    def __init__(self, state: Path, runner: str) -> None:
+    def __init__(self, state: Path, runner: str, former_ids: Collection[str] = ()) -> None:
         self._own = state / FOLDER
-        self._private = f"buildmill-{runner}"
+        self._private = _private_of(runner)
+        self._former = {_private_of(one) for one in former_ids} - {self._private}
         self._lock = threading.Lock()
         self._placed: set[str] = set()  # in this life, and not removed since
         self._unheld: set[str] = set()  # those of them that no attempt held when we last swept
@@ -110,9 +112,12 @@ class SecretFiles:
                 if file.name not in kept_files:
                     log.info("secrets_removed", file=file.name)
                     file.unlink(missing_ok=True)
+            if folder.name in self._former and not _list(folder):
+                folder.rmdir()
 
     def _private_folders(self) -> Iterator[Path]:
-        shared = (folder / self._private for folder in SHARED_FOLDERS)
+        names = (self._private, *self._former)
+        shared = (folder / name for folder in SHARED_FOLDERS for name in names)
         return (folder for folder in shared if folder.exists() and _is_fit(folder))
 
     def _find(self, name: str) -> Path | None:
@@ -146,6 +151,10 @@ class SecretFiles:
             Reason.INTERNAL,
             "this runner has no place in memory for secrets: let it mount a tmpfs, or give it /dev/shm",
         )
+
+
+def _private_of(runner: str) -> str:
+    return f"buildmill-{runner}"
 
 
 def _part_of(name: str) -> str:

@@ -14,9 +14,10 @@ from runner.executor.launcher import make_attempt_files, read_rc
 from runner.executor.secret_files import SecretFiles
 from runner.journal import Journal, JournalPhase, attempt_dir
 from runner.mounts import find_mount, mounts_below
+from runner.state_dir import Identity, save_identity
 from shared.reasons import Reason
 from tests.runner.claims import a_claim
-from tests.runner.runners import an_agent
+from tests.runner.runners import ADDRESS, an_agent
 from tests.runner.state_folder import needs_root
 from tests.runner.test_agent import Polled
 from tests.runner.test_launcher import SHELLS
@@ -214,6 +215,42 @@ def test_secrets_of_attempts_that_nobody_holds_are_swept_and_others_stay(
     assert [left for folder in private_folders(runner) for left in folder.iterdir()] == []
     assert mounts_below(state) == []
     remove_private_folders(runner)
+
+
+@pytest.mark.threat("G06")
+def test_secrets_that_lie_under_a_former_identity_are_swept_and_another_runners_stay(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_mounts(monkeypatch)
+    old, new, others = (f"{name}-{os.getpid()}" for name in ("old", "new", "others"))
+    was, other = SecretFiles(state, old), SecretFiles(state, others)
+    adopted = was.place("adopted", {"A": "a"}, for_any_user=False)
+    was.place("forgotten", {"A": "canary"}, for_any_user=False)
+    other.place("forgotten", {"A": "a"}, for_any_user=False)
+    files = SecretFiles(state, new, former_ids=[old, new])
+
+    files.sweep(["adopted"])
+
+    assert [file for folder in private_folders(old) for file in folder.iterdir()] == [adopted]
+    assert files.stands("adopted") and other.stands("forgotten")
+    files.remove("adopted")
+    files.sweep([])
+    assert private_folders(old) == []
+    other.remove("forgotten")
+    remove_private_folders(others)
+
+
+def test_a_runner_that_registered_anew_sweeps_the_secrets_of_the_one_it_was(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_mounts(monkeypatch)
+    old = f"old-{os.getpid()}"
+    save_identity(state, Identity(old, "the-secret", ADDRESS))
+    SecretFiles(state, old).place(name_of(old, "s1", 1), {"A": "canary"}, for_any_user=False)
+
+    an_agent(state, Polled(), once=True).run()  # type: ignore[no-untyped-call]
+
+    assert private_folders(old) == []
 
 
 @needs_root
