@@ -13,6 +13,7 @@ from coordinator.store import attempts, logs, steps
 
 log = structlog.get_logger()
 
+LOST = "lost"  # the outcome of an attempt whose runner fell silent, or was revoked
 UNENDED = b"\n[buildmill] error: bytes may be missing here, behind byte %d: no runner said that it is all\n"
 
 
@@ -58,6 +59,21 @@ def end_unheard(
     return True
 
 
+def close_log_before(tx: Session, site: Site, step: Any, *, now: datetime) -> None:
+    """The attempt before this one was lost, and from now on its runner cannot go on: its log says so.
+
+    The caller holds the build.
+    """
+    former = attempts.find_attempt(tx, step.id, step.attempt - 1)
+    if former is None or former.outcome != LOST or former.log_state != "gap" or former.started_at is None:
+        return
+    size: int = former.log_size
+    whole = _write_line(site, step, former.attempt, size)
+    if whole > size:
+        logs.insert_append(tx, step, attempt=former.attempt, offset=size, length=whole - size, now=now)
+        attempts.change_attempt(tx, step.id, former.attempt, log_size=whole)
+
+
 def _write_unended(tx: Session, site: Site, step: Any) -> int:
     """Write the line that ends the log of a runner nobody waits for any more; its size with it.
 
@@ -67,10 +83,14 @@ def _write_unended(tx: Session, site: Site, step: Any) -> int:
     row = attempts.find_attempt(tx, step.id, step.attempt)
     if row is None or row.log_state != "open" or step.started_at is None:
         return size
+    return _write_line(site, step, step.attempt, size)
+
+
+def _write_line(site: Site, step: Any, attempt: int, size: int) -> int:
     line = UNENDED % size
     try:
-        site.logs.write(site.logs.path(step.build_id, step.id, step.attempt), size, line)
+        site.logs.write(site.logs.path(step.build_id, step.id, attempt), size, line)
     except (OSError, Unavailable) as error:  # the step ends all the same, and its log is known to have a gap
-        log.warning("log_not_ended", step=step.id, attempt=step.attempt, cause=str(error))
+        log.warning("log_not_ended", step=step.id, attempt=attempt, cause=str(error))
         return size
     return size + len(line)

@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlmodel import Session
 
-from coordinator.actions.end_unheard import end_unheard
+from coordinator.actions.end_unheard import LOST, end_unheard
 from coordinator.actions.settle_build import settle_build
 from coordinator.rules.access import SYSTEM
 from coordinator.rules.retries import Retry, next_retry
@@ -14,8 +14,6 @@ from coordinator.site import Site
 from coordinator.store import attempts, audit, builds, steps
 from shared.reasons import Reason
 from shared.states import StepState
-
-LOST = "lost"  # the outcome of an attempt whose runner fell silent, or was revoked
 
 
 def lose_attempt(tx: Session, site: Site, step: Any, *, now: datetime) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlmodel import Session
 
+from coordinator.actions.end_unheard import close_log_before
 from coordinator.actions.leased_step import LeaseProof, hold_leased_step
 from coordinator.errors import StaleAttempt
 from coordinator.rules.access import Caller
@@ -41,5 +42,7 @@ def start_step(
     if not moved:
         raise StaleAttempt("the step has moved on")
     attempts.change_attempt(tx, step_id, proof.attempt, **facts)
+    if proof.attempt > 1:
+        close_log_before(tx, site, step, now=now)
     audit.record_step(tx, caller, "step.started", step, now=now)
     return StartAnswer(action="go", **limits)

@@ -20,8 +20,10 @@ _LAST = select(func.max(APPENDS.c.seq)).where(APPENDS.c.build_id == given(APPEND
 _INSERT = insert(APPENDS)
 
 
-def insert_append(tx: Session, step: Any, *, offset: int, length: int, now: datetime) -> None:
-    """The next piece of a build's log, from this attempt; the caller holds the build's row."""
+def insert_append(
+    tx: Session, step: Any, *, offset: int, length: int, now: datetime, attempt: int | None = None
+) -> None:
+    """The next piece of a build's log, from the current attempt or this one; the caller holds the build."""
     last = tx.connection().execute(_LAST, {"the_build_id": step.build_id})
     tx.connection().execute(
         _INSERT,
@@ -29,7 +31,7 @@ def insert_append(tx: Session, step: Any, *, offset: int, length: int, now: date
             "build_id": step.build_id,
             "seq": (last.scalar_one() or 0) + 1,
             "step_id": step.id,
-            "attempt": step.attempt,
+            "attempt": attempt or step.attempt,
             "byte_offset": offset,
             "byte_length": length,
             "at": now,

@@ -7,6 +7,7 @@ from sqlalchemy import event
 
 from coordinator.actions.append_log import append_log
 from coordinator.actions.cancel_build import cancel_build
+from coordinator.actions.end_unheard import UNENDED
 from coordinator.actions.expire_leases import expire_leases
 from coordinator.actions.leased_step import LeaseProof
 from coordinator.actions.release_step import release_step
@@ -418,6 +419,26 @@ def test_the_log_of_an_attempt_that_was_lost_released_or_given_up_stays_readable
 
     assert later.attempts(lost.step_id)[0].log_size == 5
     assert [one.log_size for one in later.attempts(cancelled.step_id)] == [9, 10]
+
+
+def test_the_log_of_a_lost_attempt_says_so_once_another_attempt_runs(later: Mill) -> None:
+    lost = later.a_running_step()
+    later.append(lost, 0, b"half a li")
+    later.clock.advance(LOST)
+    later.expire()
+    path = later.site.logs.path(later.step(lost.step_id).build_id, lost.step_id, 1)
+    before = path.read_bytes()
+
+    later.clock.advance(60)
+    again = later.acquire(later.a_runner())[0]
+    later.start(again)
+    later.start(again)
+
+    first, second = later.attempts(lost.step_id)
+    assert before == b"half a li"
+    assert path.read_bytes() == before + UNENDED % 9
+    assert (first.log_state, first.log_size) == ("gap", len(path.read_bytes()))
+    assert (second.log_state, second.log_size) == ("open", 0)
 
 
 @pytest.mark.threat("I04")
