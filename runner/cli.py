@@ -7,8 +7,8 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def runner(context: click.Context, /, once: bool, with_parent: bool, handover: b
         raise click.BadParameter("must begin with http:// or https://", param_hint="--coordinator")
     state = settings.state.absolute()
     try:
-        with take_over(state) if handover else StateLock(state), closing(_listen(state)) as control:
+        with _presence(take_over(state) if handover else StateLock(state), state) as control:
             if with_parent:
                 hand_over_with_parent()
             if not live(settings, control, once=once):
@@ -151,6 +151,18 @@ def _read_settings(options: dict[str, Any]) -> Settings:
     except ValidationError as error:
         said = "; ".join(f"{item['loc'][0]}: {item['msg']}" for item in error.errors())
         raise click.ClickException(f"settings: {said}") from error
+
+
+@contextmanager
+def _presence(lock: StateLock, state: Path) -> Iterator[Control]:
+    """Be heard in the folder that the lock is for; at the end it is free before nobody is there any more."""
+    try:
+        control = _listen(state)
+    except BadSetup:
+        lock.release()
+        raise
+    with closing(control), lock:
+        yield control
 
 
 def _listen(state: Path) -> Control:

@@ -14,7 +14,7 @@ from runner.control import Control
 from runner.errors import BadSetup
 from runner.journal import Journal, JournalPhase, attempt_dir
 from runner.settings import Settings
-from runner.state_dir import Identity, load_identity, save_identity
+from runner.state_dir import Identity, StateLock, load_identity, save_identity
 from tests.runner.claims import a_claim
 
 
@@ -33,6 +33,34 @@ def test_a_coordinator_that_is_not_there_is_one_line_with_the_remedy(tmp_path: P
     assert answer.output.count("\n") == 1
     assert "the coordinator at http://127.0.0.1:1 cannot be reached" in answer.output
     assert "--coordinator" in answer.output
+
+
+def test_the_folder_is_free_before_nobody_is_heard_in_it_any_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+
+    class Door(Control):
+        def close(self) -> None:
+            StateLock(tmp_path).release()
+            ended.append("free")
+            super().close()
+
+    monkeypatch.setattr("runner.cli.Control", Door)
+
+    answer = run("--coordinator", "http://127.0.0.1:1", "--state", str(tmp_path), "--executor", "process")
+
+    assert "cannot be reached" in answer.output
+    assert ended == ["free"]
+
+
+def test_a_runner_that_cannot_be_heard_does_not_keep_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "control").mkdir()
+
+    answer = run("--coordinator", "http://127.0.0.1:1", "--state", str(tmp_path), "--executor", "process")
+
+    assert "no socket can be made" in answer.output
+    StateLock(tmp_path).release()
 
 
 def test_an_address_without_a_scheme_is_refused_before_anything_is_made(tmp_path: Path) -> None:
