@@ -8,7 +8,7 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -94,6 +94,11 @@ FRESH = {
 }
 # What these do is done to the credential itself; they name nothing.
 OF_ONESELF = {"execution_log_out", "execution_change_password", "take_secret"}
+# Fields by which a body would say what only we know.
+SAID_BY_NOBODY = {
+    *("id", "tenant_id", "tenantId", "user_id", "runner_id", "runnerId", "created_by", "createdAt"),
+    *("role", "is_admin", "isAdmin", "permission", "state", "lease_id", "token_hash", "__proto__"),
+}
 # Never more than a refusal, for the reason that stands behind it.
 ALWAYS_REFUSED = {"execution_refuse_without_upgrade": "it is a WebSocket"}
 
@@ -221,6 +226,7 @@ class World:
         *,
         is_open: bool = False,
         is_proving: bool = False,
+        more: Mapping[str, Any] | None = None,
     ) -> httpx.Response:
         ids = self.named(ids, held)
         headers = dict(asker.headers)
@@ -232,7 +238,7 @@ class World:
         if endpoint.takes_stream and endpoint.method != "GET":
             said["content"] = self.mine.data if endpoint.method == "PUT" else b"a line\n"
         elif endpoint.body is not None:
-            said["json"] = BODIES[endpoint.body.__name__](ids)
+            said["json"] = BODIES[endpoint.body.__name__](ids) | (more or {})
         if endpoint.query is not None and endpoint.query.__name__ in QUERIES:
             said["params"] = QUERIES[endpoint.query.__name__](ids)
         path = endpoint.path
@@ -549,3 +555,26 @@ def test_open_access_opens_nothing_that_wants_a_credential(world: World) -> None
                 expected = refusal_for(world, endpoint, asker, is_mine=False)
                 answer = world.ask(endpoint, asker, {place.kind: world.theirs.ids[place.kind]}, is_open=True)
                 assert answer.status_code == expected, (asker.name, endpoint.path, answer.text)
+
+
+# What nobody may say of a thing
+
+
+@pytest.mark.threat("A14")
+def test_no_body_says_whose_a_thing_is_or_what_it_became(world: World) -> None:
+    askers = {asker.name: asker for asker in world.askers}
+    whose = {Audience.RUNNER: "its runner", Audience.ENROLMENT: "enrolling machine"}
+    before = world.rows()
+
+    for endpoint in [endpoint for endpoint in ALL_ENDPOINTS if endpoint.body is not None]:
+        assert endpoint.body is not None
+        known = {alias for name, about in endpoint.body.model_fields.items() for alias in (name, about.alias)}
+        asker = askers[whose.get(endpoint.policy.audience, "operator")]
+        for name in SAID_BY_NOBODY - known:
+            answer = world.ask(endpoint, asker, {}, more={name: new_id()})
+
+            assert answer.status_code == 400, (endpoint.name, name, answer.text)
+            details = answer.json()["details"]
+            named = details if isinstance(details, dict) else {fault["path"] for fault in details}
+            assert name in named, (endpoint.name, name, answer.text)
+    assert world.rows() == before
