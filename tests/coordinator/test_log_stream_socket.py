@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -126,6 +127,33 @@ def test_followers_that_join_late_or_fall_behind_get_every_line_once(
         rest, code = follower.rest()
         assert [message["message"] for message in rest] == said
         assert code == 1000
+
+
+@ON_SQLITE
+def test_who_begins_at_the_start_together_shares_the_reading(
+    mill: Mill, server: Served, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_id, member = build_of(mill, held), mill.a_member()
+    mill.append(held, 0, b"x" * 999 + b"\n")
+    for number in range(1, 20):
+        mill.append(held, number * 50_000 - 49_000, (b"y" * 999 + b"\n") * 50)
+    size = mill.step(held.step_id).log_size
+    read, taken = mill.site.logs.read, []
+
+    def count(path: Path, offset: int, length: int) -> bytes:
+        data = read(path, offset, length)
+        taken.append(len(data))
+        return data
+
+    monkeypatch.setattr(mill.site.logs, "read", count)
+    followers = [server.open(build_id, member) for _ in range(10)]
+    mill.complete(held, logSize=size)
+
+    for follower in followers:
+        rest, code = follower.rest()
+        assert (len(rest), code) == (951, 1000)
+
+    assert sum(taken) < 3 * size
 
 
 # Who may

@@ -1,12 +1,13 @@
 """One reader per build for everybody who follows its log: it is read and cut once, and each line made once.
 
 The latest frames lie in a ring. Who has taken them all waits for the next; who is so far behind that they
-have left the ring, or who begins earlier, reads for itself until it has caught up. Nobody waits for anybody.
+have left the ring, or who begins earlier, reads from the past until it has caught up, and what it has read
+there stays for a while for those who come along the same way. Nobody waits for anybody.
 """
 
 import asyncio
 from bisect import bisect_right
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from functools import partial
 
 import structlog
 
-from coordinator.api.executions.log_reader import Batch, LogReader, Message, Read, read_for_all
+from coordinator.api.executions.log_reader import Batch, LogReader, Message, read_for_all
 from coordinator.api.executions.log_shapes import message_json
 from coordinator.api.state import AppState
 from coordinator.api.text_frames import text_frame
@@ -25,7 +26,9 @@ from coordinator.store import logs
 
 log = structlog.get_logger()
 
-RING_BYTES = 2 * 1024 * 1024
+RING_BYTES = 1024 * 1024
+PAST_BYTES = 8 * 1024 * 1024
+MOST_READERS = 8
 SENT_AT_ONCE = 64 * 1024
 POLL_S = 1.0
 CATCHING_UP = 4
@@ -52,6 +55,9 @@ class _Feed:
 
     def __init__(self) -> None:
         self.followers = 0
+        self.past = asyncio.Lock()
+        # readers of the past by the positions where they stand
+        self.readers: OrderedDict[Position, LogReader] = OrderedDict()
         self.has_begun = asyncio.Event()
         self.news = asyncio.Event()
         self.is_over = False
@@ -135,6 +141,34 @@ class _Feed:
         return at
 
 
+@dataclass(frozen=True)
+class _Some:
+    """Frames that follow a position, and where they end."""
+
+    frames: bytes
+    end: Position
+    is_waiting: bool
+    is_end: bool
+
+
+class _Past:
+    """What was read last from the past of all builds, up to so many bytes."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, Position], _Some] = OrderedDict()
+        self._size = 0
+
+    def find(self, build_id: str, position: Position) -> _Some | None:
+        return self._kept.get((build_id, position))
+
+    def keep(self, build_id: str, position: Position, some: _Some) -> None:
+        self._kept[build_id, position] = some
+        self._size += len(some.frames)
+        while self._size > PAST_BYTES:
+            _, gone = self._kept.popitem(last=False)
+            self._size -= len(gone.frames)
+
+
 class LogFeeds:
     """The feeds of all builds that somebody follows."""
 
@@ -143,29 +177,26 @@ class LogFeeds:
         self._feeds: dict[str, _Feed] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._turns = asyncio.Semaphore(CATCHING_UP)
+        self._past = _Past()
 
     async def follow(self, build_id: str, start: Position) -> AsyncIterator[bytes]:
         """Frames of everything behind a position, until the build has ended and all of it was said."""
         with self._joined(build_id) as feed:
             await feed.has_begun.wait()
             position, number = start, None
-            reader: LogReader | None = None
             while True:
                 news = feed.news
                 if position < feed.floor:
                     number = None
-                    reader = reader or self._own_reader(build_id, position)
-                    async with self._turns:
-                        batch = await _read_some(reader)
-                    position = max(position, reader.position)
-                    if batch.messages:
-                        yield b"".join(frame for _, frame in batch.messages)
-                    if batch.is_end:
+                    some = await self._read_past(feed, build_id, position)
+                    position = max(position, some.end)
+                    if some.frames:
+                        yield some.frames
+                    if some.is_end:
                         return
-                    if batch.is_waiting:
+                    if some.is_waiting:
                         await _wait(news)
                     continue
-                reader = None
                 frames, number, position = feed.take(number, position)
                 if frames:
                     yield frames
@@ -176,9 +207,28 @@ class LogFeeds:
                 else:
                     await _wait(news)
 
-    def _own_reader(self, build_id: str, start: Position) -> LogReader:
-        read: Read = read_for_all(self._state)
-        return LogReader(self._state.site, read, build_id, partial(_frame, build_id), start)
+    async def _read_past(self, feed: _Feed, build_id: str, position: Position) -> "_Some":
+        """What follows a position, from whoever has read it before or else from the log."""
+        known = self._past.find(build_id, position)
+        if known is not None:
+            return known
+        async with feed.past, self._turns:
+            known = self._past.find(build_id, position)
+            if known is not None:
+                return known
+            reader = feed.readers.pop(position, None)
+            if reader is None:
+                read = read_for_all(self._state)
+                reader = LogReader(self._state.site, read, build_id, partial(_frame, build_id), position)
+            batch = await _read_some(reader)
+            feed.readers[reader.position] = reader
+            if len(feed.readers) > MOST_READERS:
+                feed.readers.popitem(last=False)
+        frames = b"".join(frame for _, frame in batch.messages)
+        some = _Some(frames, reader.position, batch.is_waiting, batch.is_end)
+        if frames and not some.is_end:
+            self._past.keep(build_id, position, some)
+        return some
 
     @contextmanager
     def _joined(self, build_id: str) -> Iterator[_Feed]:
