@@ -6,15 +6,17 @@ import hashlib
 import hmac
 import json
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from argon2 import PasswordHasher
-from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -32,7 +34,6 @@ from coordinator.actions.remove_member import remove_member
 from coordinator.actions.set_member import set_member
 from coordinator.api.identify import CACHE_S
 from coordinator.api.state import AppState
-from coordinator.cli.main import main
 from coordinator.errors import AlreadyExists, Conflict, Denied
 from coordinator.passwords import WeakPassword, hash_password, is_password
 from coordinator.rules.access import Audience, Caller
@@ -40,7 +41,7 @@ from coordinator.rules.permissions import Role, permissions_of
 from coordinator.settings import Settings
 from coordinator.store import accounts
 from shared.ids import new_id
-from tests.factories import LOCAL, ON_POSTGRES, ON_SQLITE, PASSWORD, MadeUser, Mill, together
+from tests.factories import LOCAL, ON_POSTGRES, ON_SQLITE, PASSWORD, MadeUser, Mill, a_step, together
 from tests.fakes import a_scope, carry
 
 LOGIN = "/api/v1/auth/login"
@@ -325,24 +326,20 @@ def test_each_credential_opens_its_own_door_alone(
 # Keys that can be guessed
 
 
-@ON_SQLITE
 @pytest.mark.threat("A08")
-@pytest.mark.parametrize(
-    "line", ["secret123", "", "00" * 32, "0123456789abcdef", "ab" * 32, "zz" * 32, "11" * 31, "00ff" * 16]
-)
-def test_a_weak_key_refuses_the_start_in_one_line(
-    client: httpx.Client, settings: Settings, line: str, tmp_path: Any
-) -> None:
+@pytest.mark.parametrize("line", ["secret123", "", "00" * 32, "11" * 31])
+def test_a_weak_key_refuses_the_start_in_one_line(line: str, tmp_path: Path) -> None:
     data = tmp_path / "weak"
     (data / "keys").mkdir(parents=True)
     path = data / "keys" / "token-keys"
     path.write_text(f"{line}\n")
     path.chmod(0o600)
 
-    ended = CliRunner().invoke(main, ["coordinator", "--data", str(data), "--port", "0"])
+    start = [sys.executable, "-m", "coordinator", "coordinator", "--data", str(data), "--port", "0"]
+    ended = subprocess.run(start, capture_output=True, text=True, timeout=60, check=False)
 
-    assert ended.exit_code == 1
-    (said,) = ended.output.splitlines()
+    assert (ended.returncode, ended.stdout) == (1, "")
+    (said,) = ended.stderr.splitlines()
     assert said.startswith("Error: ") and str(path) in said
     assert not line or line not in said
 
@@ -515,6 +512,24 @@ def test_even_the_operator_names_a_tenant_that_there_is(client: httpx.Client, mi
     assert listed(**{"X-Tenant-ID": mill.a_tenant("acme")}).json()["builds"] == []
     of_other = listed(**{"X-Tenant-ID": mill.a_tenant("other")}).json()["builds"]
     assert [one["id"] for one in of_other] == [build.id]
+
+
+@pytest.mark.threat("A13")
+def test_an_image_of_others_is_no_image(client: httpx.Client, mill: Mill) -> None:
+    theirs, mine = mill.a_member("other", "developer"), mill.a_member("acme", "developer")
+    image = {"slug": "theirs", "imageUrl": "registry.example/not/to/be/told:1"}
+    made = client.post("/api/docker-images", json=image, headers=theirs)
+    path = f"/api/projects/{mill.a_project('acme')}/workflows"
+
+    def refusal(slug: str) -> httpx.Response:
+        body = {"name": "w", "steps": [a_step(imageSlug=slug)]}
+        return client.post(path, json=body, headers=mine)
+
+    foreign, absent = refusal("theirs"), refusal("nobody")
+
+    assert (made.status_code, foreign.status_code, absent.status_code) == (201, 400, 400)
+    assert foreign.text.replace("theirs", "nobody") == absent.text
+    assert client.get("/api/docker-images", headers=mine).json() == []
 
 
 # More than one has
