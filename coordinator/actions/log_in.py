@@ -13,6 +13,7 @@ from coordinator.errors import Unauthenticated
 from coordinator.rules.access import Audience, Caller
 from coordinator.rules.login_limits import LoginLimits, account_key, peer_key
 from coordinator.rules.names import canonical_email
+from coordinator.rules.refresh_tokens import token_of
 from coordinator.settings import Settings
 from coordinator.site import Site
 from coordinator.store import accounts, audit
@@ -55,9 +56,10 @@ def log_in(
     user = accounts.get_user(tx, user_id)
     if user.disabled_at is not None or user.password_hash != password_hash:
         raise Unauthenticated(WRONG)
-    refresh_token = secrets.token_urlsafe(32)
+    login_id = new_id()
+    refresh_token = token_of(site.lease_key, login_id, secrets.token_urlsafe(32))
     login = LoginSession(
-        id=new_id(),
+        id=login_id,
         user_id=user.id,
         refresh_hash=secret_hash(refresh_token),
         token_version=user.token_version,

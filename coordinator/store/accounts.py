@@ -131,14 +131,10 @@ def insert_login(tx: Session, login: LoginSession) -> None:
     tx.flush()
 
 
-def find_login_by_refresh(tx: Session, refresh_hash: bytes) -> tuple[LoginSession, bool] | None:
-    """The login with this refresh token, held, and whether it is the current one or the one before."""
-    statement = select_rows(LoginSession).where(
-        (col(LoginSession.refresh_hash) == refresh_hash)
-        | (col(LoginSession.former_refresh_hash) == refresh_hash)
-    )
-    login = tx.exec(statement.limit(1).with_for_update()).first()
-    return (login, login.refresh_hash == refresh_hash) if login is not None else None
+def find_login(tx: Session, login_id: str) -> LoginSession | None:
+    """The login of this id, held."""
+    statement = select_rows(LoginSession).where(col(LoginSession.id) == login_id)
+    return tx.exec(statement.with_for_update()).first()
 
 
 def replace_refresh(tx: Session, login: LoginSession, refresh_hash: bytes, *, now: datetime) -> bool:

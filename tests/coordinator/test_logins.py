@@ -88,6 +88,40 @@ def test_a_refresh_token_counts_once(client: httpx.Client, mill: Mill) -> None:
     assert [row.action for row in mill.audited("login.reused")] == ["login.reused"]
 
 
+@pytest.mark.parametrize("later_s", [0, 60])
+def test_a_thief_who_is_quick_twice_is_found_out_by_the_user(
+    client: httpx.Client, mill: Mill, later_s: int
+) -> None:
+    mill.a_user()
+    of_user = log_in(client).json()["refresh_token"]
+
+    second = client.post("/api/v1/auth/refresh", json={"refresh_token": of_user})
+    third = client.post("/api/v1/auth/refresh", json={"refresh_token": second.json()["refresh_token"]})
+    mill.clock.advance(later_s)
+    answer = client.post("/api/v1/auth/refresh", json={"refresh_token": of_user})
+
+    assert (third.status_code, answer.status_code) == (200, 401)
+    assert client.get(ME, headers=as_holder(third)).status_code == 401, "the login of both has ended"
+    assert [row.action for row in mill.audited("login.reused")] == ["login.reused"]
+
+
+@pytest.mark.parametrize("change", ["login", "word", "seal"])
+def test_a_refresh_token_that_was_made_up_ends_nobodys_login(
+    client: httpx.Client, mill: Mill, change: str
+) -> None:
+    mill.a_user()
+    mine, others = log_in(client), log_in(client)
+    parts = dict(zip(["login", "word", "seal"], mine.json()["refresh_token"].split("."), strict=True))
+    foreign = dict(zip(["login", "word", "seal"], others.json()["refresh_token"].split("."), strict=True))
+
+    made_up = ".".join({**parts, change: foreign[change]}.values())
+    answer = client.post("/api/v1/auth/refresh", json={"refresh_token": made_up})
+
+    assert answer.status_code == 401
+    assert client.get(ME, headers=as_holder(mine)).status_code == 200
+    assert client.get(ME, headers=as_holder(others)).status_code == 200
+
+
 def test_an_answer_that_was_lost_does_not_end_a_login(client: httpx.Client, mill: Mill) -> None:
     mill.a_user()
     first = log_in(client).json()["refresh_token"]
