@@ -25,5 +25,10 @@ class Site:
     started_at: datetime
 
     @property
+    def common_images(self) -> str | None:
+        """The tenant whose images every project may use: with open access the one that all images are of."""
+        return self.default_tenant_id if self.settings.auth == "open" else None
+
+    @property
     def data(self) -> Path:
         return self.settings.data

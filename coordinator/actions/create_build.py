@@ -154,7 +154,7 @@ def _plan(
     def known_images(slugs: Any) -> Any:
         found.update(
             images.find_images(
-                tx, slugs, tenant_id=project.tenant_id, default_tenant_id=site.default_tenant_id
+                tx, slugs, tenant_id=project.tenant_id, common_tenant_id=site.common_images
             )
         )
         return found

@@ -1,4 +1,4 @@
-"""Docker images by slug: one's own first, then the default tenant's, then public ones."""
+"""Docker images by slug: one's own first, then those common to all, then public ones."""
 
 from collections.abc import Collection
 
@@ -40,17 +40,17 @@ def get_image(tx: Session, caller: Caller, image_id: str) -> DockerImage:
 
 
 def find_images(
-    tx: Session, slugs: Collection[str], *, tenant_id: str, default_tenant_id: str | None
+    tx: Session, slugs: Collection[str], *, tenant_id: str, common_tenant_id: str | None
 ) -> dict[str, DockerImage]:
     """The image behind each slug that a project of this tenant may use."""
-    owners = {tenant_id} | ({default_tenant_id} if default_tenant_id else set())
+    owners = {tenant_id} | ({common_tenant_id} if common_tenant_id else set())
     statement = select(DockerImage).where(
         col(DockerImage.slug).in_(slugs),
         or_(col(DockerImage.tenant_id).in_(owners), col(DockerImage.public).is_(True)),
     )
 
     def distance(image: DockerImage) -> tuple[int, str]:
-        nearness = {tenant_id: 0, default_tenant_id: 1}.get(image.tenant_id, 2)
+        nearness = {tenant_id: 0, common_tenant_id: 1}.get(image.tenant_id, 2)
         return nearness, image.id
 
     nearest: dict[str, DockerImage] = {}
