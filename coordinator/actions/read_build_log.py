@@ -74,7 +74,10 @@ def show_build_log(tx: Session, caller: Caller, build_id: str) -> BuildLog:
 
 def read_build_log(tx: Session, site: Site, build_id: str, *, after: int) -> Pieces:
     """The pieces behind this one, as many as are read at once. Who may read was asked before."""
-    is_whole = builds.get_build(tx, build_id).state in FINAL_BUILD_STATES
+    build = builds.get_build(tx, build_id)
+    if build.expired_at is not None:
+        raise Expired("this build was deleted")
+    is_whole = build.state in FINAL_BUILD_STATES
     found = logs.list_pieces(tx, build_id, after=after, limit=PIECES_AT_ONCE)
     return Pieces(tuple(_piece(site, row) for row in found), is_whole and len(found) < PIECES_AT_ONCE)
 

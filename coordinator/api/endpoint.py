@@ -6,6 +6,7 @@ A surface is a list of Endpoints. What an Endpoint declares is also what the ser
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 import structlog
@@ -82,9 +83,15 @@ class Call:
     request: Request
     caller: Caller
     path: Mapping[str, str]
+    admit: Callable[[], Awaitable[Caller]]
     body: Any = None
     raw_body: Any = None
     query: Any = None
+
+    async def read_again(self, action: Callable[..., T], /, *args: Any, **named: Any) -> T:
+        """`read` a while after the request, as long as the credential and the right of the caller count."""
+        caller = await self.admit()
+        return await replace(self, caller=caller).read(action, *args, caller=caller, **named)
 
     async def write(self, action: Callable[..., T], /, *args: Any, **named: Any) -> T:
         """Run an action in a transaction, with the present moment as `now`."""
@@ -129,7 +136,7 @@ def behind_walls(state: AppState, caller: Caller, action: Callable[[Session], T]
         return action
 
     def behind(tx: Session) -> T:
-        stand_behind(tx, tenants, state.site.default_tenant_id)
+        stand_behind(tx, tenants, state.site.common_images)
         return action(tx)
 
     return behind
@@ -215,13 +222,15 @@ class _PathApp:
         address = request.scope["client"][0] if request.scope.get("client") else ""
         caller = Caller(actor="unknown", audience=Audience.ANYONE, address=address)
         try:
-            caller = await self._doorkeeper.admit(
+            admit = partial(
+                self._doorkeeper.admit,
                 endpoint.policy,
                 request.scope["headers"],
                 address,
                 needs_credential=endpoint.needs_credential,
             )
-            return await endpoint.handler(await self._call(endpoint, request, caller))
+            caller = await admit()
+            return await endpoint.handler(await self._call(endpoint, request, caller, admit))
         except (CoordinatorError, guards.UnreadableBody) as error:
             refused = refusal_of(error)
             named = [str(value) for value in request.path_params.values()]
@@ -235,10 +244,12 @@ class _PathApp:
             sentence = "something went wrong here; the coordinator's log has the cause"
             return endpoint.form(Refusal(500, "internal", sentence))
 
-    async def _call(self, endpoint: Endpoint, request: Request, caller: Caller) -> Call:
+    async def _call(
+        self, endpoint: Endpoint, request: Request, caller: Caller, admit: Callable[[], Awaitable[Caller]]
+    ) -> Call:
         query = _read_query(endpoint, request.scope)
         path = {name: str(value) for name, value in request.path_params.items()}
-        call = Call(self._state, endpoint, request, caller, path, query=query)
+        call = Call(self._state, endpoint, request, caller, path, admit, query=query)
         if endpoint.before_body is not None:
             await endpoint.before_body(call)
         if endpoint.takes_stream:

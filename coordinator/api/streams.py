@@ -16,7 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from coordinator.actions.show_step_log import LogView
 from coordinator.api import guards
 from coordinator.bell import Bell, log_topic
-from coordinator.errors import Invalid, RangeNotSatisfiable, TooLarge
+from coordinator.errors import Denied, Invalid, NotFound, RangeNotSatisfiable, TooLarge, Unauthenticated
 from coordinator.store.log_files import LogFiles
 
 CHUNK = 256 * 1024
@@ -128,14 +128,17 @@ async def follow_log(
 
     `data` is JSON: `{offset, text}` with undecodable bytes replaced, and `base64` beside it where any were.
     When another attempt takes the step over, `attempt` says so and its log comes from the start.
-    The last event is `end`.
+    The last event is `end`; without it the stream ends when there is nothing to be seen any more.
     """
     attempt, position = start.attempt, start.offset
     silent_s = 0.0
     while True:
         ear = bell.listen(log_topic(step_id))
         try:
-            view = await look()
+            try:
+                view = await look()
+            except (Unauthenticated, Denied, NotFound):
+                return  # who asks anew is told why
             if view.attempt != attempt:
                 if attempt:  # who has seen none yet need not hear that it is another
                     yield _attempt(view)

@@ -23,7 +23,9 @@ from coordinator.actions.revoke_token import revoke_token
 from coordinator.api.auth import Doorkeeper
 from coordinator.api.websockets import Patience
 from coordinator.rules.access import Audience, Caller, Policy
+from coordinator.rules.retention import Part
 from coordinator.settings import Settings
+from coordinator.store.retention import mark
 from tests.coordinator.live_logs import Served, impatient, served
 from tests.factories import LOCAL, ON_SQLITE, Held, Mill, a_step
 from tests.threats.stack import Stack
@@ -281,6 +283,41 @@ def test_who_loses_the_role_is_closed(app: Starlette, mill: Mill, quick: Served,
     mill.state.rights.have_changed()
 
     assert follower.rest() == ([], 4403)
+
+
+@pytest.mark.threat("A22")
+@pytest.mark.parametrize("what", ["login", "role", "build"])
+def test_who_follows_a_step_by_events_sees_the_end_of_it(
+    app: Starlette, mill: Mill, server: Served, held: Held, build_id: str, what: str
+) -> None:
+    member = mill.a_member(role="viewer")
+    caller = caller_behind(app, member)
+    mill.append(held, 0, b"one\n")
+    url = f"http://127.0.0.1:{server.port}/api/steps/{held.step_id}/log"
+
+    with httpx.stream("GET", url, params={"follow": "true"}, headers=member, timeout=20) as answer:
+        lines = answer.iter_lines()
+        seen = [next(lines) for _ in range(3)]
+        if what == "login":
+            mill.now(log_out, caller, everywhere=False)
+        elif what == "role":
+            mill.now(remove_member, LOCAL, member["X-Tenant-ID"], caller.user_id)
+        else:
+            mill.now(mark, [build_id], Part.BUILD)
+        mill.state.rights.have_changed()
+        mill.append(held, 4, b"two\n")
+        rest = list(lines)
+
+    assert "one" in seen[2]
+    assert not any("two" in line or "event: end" in line for line in rest), "ended at once, and whole"
+
+
+def test_who_follows_a_build_that_is_deleted_is_closed(mill: Mill, server: Served, build_id: str) -> None:
+    follower = server.open(build_id, mill.a_member())
+
+    mill.now(mark, [build_id], Part.BUILD)
+
+    assert follower.rest() == ([], 4404)
 
 
 @pytest.mark.threat("A22")

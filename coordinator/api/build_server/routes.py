@@ -226,7 +226,7 @@ async def read_step_log(call: Call) -> Response:
         )
     start = streams.last_event_id(call.request, view, asked_for=attempt)
     events = streams.follow_log(
-        lambda: call.read(show_step_log, site, call.caller, step_id, attempt=attempt),
+        lambda: call.read_again(show_step_log, site, step_id=step_id, attempt=attempt),
         site.logs,
         call.state.bell,
         step_id,
