@@ -60,18 +60,28 @@ def end_unheard(
 
 
 def close_log_before(tx: Session, site: Site, step: Any, *, now: datetime) -> None:
-    """The attempt before this one was lost, and from now on its runner cannot go on: its log says so.
+    """The attempt that ran before this one was lost, and its runner cannot go on any more: its log says so.
 
     The caller holds the build.
     """
-    former = attempts.find_attempt(tx, step.id, step.attempt - 1)
-    if former is None or former.outcome != LOST or former.log_state != "gap" or former.started_at is None:
+    former = _last_begun_before(tx, step)
+    if former is None or former.outcome != LOST or former.log_state != "gap":
         return
     size: int = former.log_size
     whole = _write_line(site, step, former.attempt, size)
     if whole > size:
         logs.insert_append(tx, step, attempt=former.attempt, offset=size, length=whole - size, now=now)
         attempts.change_attempt(tx, step.id, former.attempt, log_size=whole)
+
+
+def _last_begun_before(tx: Session, step: Any) -> Any:
+    """Of claims that came to nothing in between there is nothing to say; what ran before has been told."""
+    begun = [
+        row
+        for row in attempts.list_attempts(tx, [step.id]).get(step.id, [])
+        if row.attempt < step.attempt and row.started_at is not None
+    ]
+    return begun[-1] if begun else None
 
 
 def _write_unended(tx: Session, site: Site, step: Any) -> int:

@@ -441,6 +441,40 @@ def test_the_log_of_a_lost_attempt_says_so_once_another_attempt_runs(later: Mill
     assert (second.log_state, second.log_size) == ("open", 0)
 
 
+def test_the_log_of_a_lost_attempt_says_so_also_when_nothing_came_of_the_claim_behind_it(later: Mill) -> None:
+    lost = later.a_running_step()
+    later.append(lost, 0, b"half a li")
+    later.clock.advance(LOST)
+    later.expire()
+    later.clock.advance(60)
+    runner = later.a_runner()
+    release(later, later.acquire(runner)[0])
+    path = later.site.logs.path(later.step(lost.step_id).build_id, lost.step_id, 1)
+
+    third = later.acquire(runner)[0]
+    later.start(third)
+    later.start(third)
+
+    assert path.read_bytes() == b"half a li" + UNENDED % 9
+    first = later.attempts(lost.step_id)[0]
+    assert (first.log_state, first.log_size) == ("gap", 9 + len(UNENDED % 9))
+
+
+def test_each_lost_attempt_says_so_once(later: Mill) -> None:
+    lost = later.a_running_step()
+    for text in (b"first\n", b"second\n"):
+        later.append(lost, 0, text)
+        later.clock.advance(LOST)
+        later.expire()
+        later.clock.advance(60)
+        lost = later.acquire(later.a_runner())[0]
+        later.start(lost)
+
+    build_id = later.step(lost.step_id).build_id
+    logs = [later.site.logs.path(build_id, lost.step_id, number).read_bytes() for number in (1, 2)]
+    assert logs == [b"first\n" + UNENDED % 6, b"second\n" + UNENDED % 7]
+
+
 @pytest.mark.threat("I04")
 def test_a_zombie_changes_nothing_any_more(later: Mill) -> None:
     held = later.a_running_step()
