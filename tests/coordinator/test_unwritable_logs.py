@@ -1,14 +1,17 @@
 """A log that cannot be written keeps neither its own step nor any other from ending."""
 
 import errno
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from coordinator.actions.cancel_build import cancel_build
 from tests.coordinator.test_full_disk import fail_with
-from tests.factories import LOCAL, Held, Mill, a_step
+from tests.factories import LOCAL, ON_SQLITE, Api, Held, HeldOverHttp, Mill, a_step
 
 EXCLUSIVE = [a_step("test", exclusive=True)]  # never tried again, so that its log is ended
 
@@ -84,3 +87,30 @@ def test_cancelled_steps_end_when_one_log_cannot_be_ended(
         assert later.step(held.step_id).state == "cancelled"
         assert later.attempts(held.step_id)[0].log_state == "gap"
     assert later.step(broken.step_id).log_size == 6
+
+
+@ON_SQLITE
+def test_no_request_waits_for_the_log_of_a_lost_attempt(
+    api: Api, mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Short transactions run in the event loop, where a disk that hangs would hold up everybody."""
+    mill.clock.advance(100)
+    lost = api.a_running_step()
+    mill.clock.advance(61)
+    assert mill.expire() == 1
+    mill.clock.advance(60)
+    runner = api.a_runner()
+    again = HeldOverHttp(api.client, api.acquire(runner)[0], runner)
+    writers: list[str] = []
+    real = os.pwrite
+
+    def pwrite(*args: Any) -> int:
+        writers.append(threading.current_thread().name)
+        return real(*args)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+
+    assert again.post("start", {}).status_code == 200
+
+    assert again.step_id == lost.step_id
+    assert writers == ["write-lane"]
