@@ -675,13 +675,18 @@ class StepRun:
             self._log_is_whole = False
 
     def _fail_without_log(self, error: OSError | StepError) -> None:
-        """Where there is no room for a log nothing is run; the next attempt may be on another machine."""
+        """Where there is no room for a log nothing is run; the next attempt may be on another machine.
+
+        What a former life started has printed more than was sent, for all anybody knows.
+        """
+        has_begun = not self._journal.phase.is_before(JournalPhase.RUNNING)
         is_full = not isinstance(error, OSError) or error.errno in NO_ROOM
         said = Completion(
             status="failed",
             reason=Reason.DISK_FULL if is_full else Reason.INTERNAL,
             detail=f"the log cannot be opened: {error}"[:LONGEST_DETAIL],
             infra=True,
+            log_gap=has_begun or None,
         )
         log.error("log_not_opened", step=self._claim.step_id, cause=str(error))
         insist(

@@ -17,6 +17,7 @@ from runner.attempt import Attempt
 from runner.client import Proof
 from runner.deadline import boot_s
 from runner.errors import EngineUnavailable, StepError, StillAlive
+from runner.executor import launcher
 from runner.journal import Journal, JournalPhase, attempt_dir
 from runner.mounts import unmount
 from runner.step_run import StepRun
@@ -107,6 +108,23 @@ def run(state, means, attempt):
         return journal
 
     return go
+
+
+@pytest.mark.parametrize(
+    ("phase", "is_missing"), [(JournalPhase.CLAIMED, None), (JournalPhase.RUNNING, True)]
+)
+def test_a_log_that_cannot_be_opened_is_never_told_as_whole(run, coordinator, state, phase, is_missing):
+    """What has begun may have printed more than anybody has sent."""
+    folder = attempt_dir(state, "step-1", 1)
+    Journal.create(folder, a_claim("echo hello").model_dump(mode="json")).advance(phase)
+    launcher.make_attempt_files(folder)
+    (folder / "log").unlink()
+    (folder / "log.rest").mkdir()
+
+    run()
+
+    (said,) = coordinator.completions
+    assert (said["status"], said["reason"], said.get("logGap")) == ("failed", "internal", is_missing)
 
 
 def test_a_step_is_run_told_and_cleaned_up(run, coordinator, state):
