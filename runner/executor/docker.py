@@ -439,7 +439,7 @@ class DockerExecutor:
 
     def remove_strays(self, held: Collection[tuple[str, int]]) -> None:
         self._secret_files.sweep([name_of(runner, *key) for key in held for runner in self._runners])
-        self._housekeeping.remove_strays(held, self._holders.list_ready())
+        self._housekeeping.remove_strays(held, self._holders.list_spared())
 
     def spares(self, wanted: Collection[str]) -> Iterator[Spare]:
         return self._housekeeping.spare_images({plain_image(image) for image in wanted})

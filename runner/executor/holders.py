@@ -23,6 +23,7 @@ MOST_TIMES: Final = 4
 BUSY_S: Final = 900.0
 RUSH_S: Final = 2.0
 LOOK_S: Final = 60.0
+JOINED_S: Final = 300.0  # so long after it was taken its step has joined it, or never will
 
 _log = structlog.get_logger(__name__)
 
@@ -51,6 +52,7 @@ class HolderPool:
         self._taken: dict[str, deque[float]] = {
             kind: deque(maxlen=count * MOST_TIMES) for kind, count in ahead.items()
         }
+        self._given: deque[tuple[float, str]] = deque()
         self._making: str | None = None
         self._changed = threading.Condition()
         self._closed = False
@@ -66,8 +68,18 @@ class HolderPool:
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: ready or self._making != kind, LONGEST_MAKING_S)
                 if ready:
-                    return ready.popleft()
+                    return self._give(ready)
         return self._make(kind)
+
+    def _give(self, ready: deque[str]) -> str:
+        holder = ready.popleft()
+        self._given.append((self._clock(), holder))
+        self._forget_joined()
+        return holder
+
+    def _forget_joined(self) -> None:
+        while self._given and self._given[0][0] < self._clock() - JOINED_S:
+            self._given.popleft()
 
     def count_ready(self, kind: str) -> int:
         with self._changed:
@@ -76,6 +88,12 @@ class HolderPool:
     def list_ready(self) -> list[str]:
         with self._changed:
             return [holder for ready in self._ready.values() for holder in ready]
+
+    def list_spared(self) -> list[str]:
+        """What is ready, and what was taken so lately that its step may be about to join it."""
+        with self._changed:
+            self._forget_joined()
+            return [*self.list_ready(), *(holder for _, holder in self._given)]
 
     def wait_until_full(self, timeout_s: float) -> bool:
         """Wait until nothing is missing; False when that took too long."""

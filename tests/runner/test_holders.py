@@ -195,6 +195,21 @@ def test_what_nobody_will_want_soon_is_removed(engine: Engine, monkeypatch: pyte
     assert len(engine.removed) == 4  # the other two when it was closed
 
 
+def test_what_was_taken_is_spared_until_its_step_must_have_joined_it(engine: Engine) -> None:
+    now = [0.0]
+    pool = HolderPool(engine.make, engine.remove, ahead={"bridge": 1}, clock=lambda: now[0])
+    assert pool.wait_until_full(10)
+
+    taken = pool.take("bridge")
+    spared = pool.list_spared()
+    now[0] = holders.JOINED_S + 1
+
+    assert pool.wait_until_full(10)
+    assert taken in spared
+    assert pool.list_spared() == pool.list_ready()
+    pool.close()
+
+
 def test_none_is_kept_where_none_is_wanted_ahead(engine: Engine) -> None:
     pool = HolderPool(engine.make, engine.remove, ahead={"bridge": 0})
 
