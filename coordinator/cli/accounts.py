@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from coordinator.cli.administer import Desk, administers
+from coordinator.cli.administer import Desk, administers, segment
 from coordinator.rules.permissions import PERMISSIONS, Role
 
 ROLES = [str(role) for role in Role]
@@ -187,5 +187,5 @@ def create_token(
 @administers
 def revoke_token(desk: Desk, token_id: str) -> None:
     """Let a token count no more."""
-    desk.ask("DELETE", f"/api/tokens/{token_id}")
+    desk.ask("DELETE", f"/api/tokens/{segment(token_id)}")
     click.echo(f"{token_id} does not count any more")

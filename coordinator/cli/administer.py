@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import click
 import httpx
@@ -42,11 +43,27 @@ def administers(command: Callable[..., None]) -> Callable[..., None]:
     def wrapped(
         address: str | None, token_file: Any, data: Path | None, database: str | None, **options: Any
     ) -> None:
-        token = token_file.read().strip() if token_file else None
+        token = read_token(token_file) if token_file else None
         with reaching(address, token, {"data": data, "database": database}) as desk:
             command(desk, **options)
 
     return wrapped
+
+
+def read_token(file: Any) -> str:
+    """The token that a file holds."""
+    try:
+        token = str(file.read()).strip()
+    except UnicodeDecodeError:
+        token = ""
+    if not token or not token.isascii() or not token.isprintable():
+        raise click.ClickException(f"{file.name} holds no token")
+    return token
+
+
+def segment(text: str) -> str:
+    """What was typed as one segment of a path, whatever it is."""
+    return quote(text, safe="", errors="replace")
 
 
 class Desk:
@@ -62,9 +79,18 @@ class Desk:
             answer = self._client.request(method, path, headers=headers, **more)
         except httpx.HTTPError as error:
             raise click.ClickException(f"the coordinator does not answer: {error}") from error
+        except httpx.InvalidURL as error:
+            raise click.BadParameter(str(error), param_hint="--coordinator") from error
+        except UnicodeEncodeError as error:
+            raise click.UsageError("what was typed is no text in UTF-8") from error
         if not answer.is_success:
             raise click.ClickException(_refusal(answer))
-        return answer.json() if answer.content else None
+        try:
+            return answer.json() if answer.content else None
+        except ValueError as error:
+            raise click.ClickException(
+                f"what answers at {self._client.base_url} is no coordinator"
+            ) from error
 
     def pages(self, path: str, *, tenant: str | None = None, **query: Any) -> Iterator[Any]:
         """Every item of a list that is answered in pages."""
@@ -134,9 +160,13 @@ def _client(address: str, token: str) -> httpx.Client:
 def find_running(settings: Settings) -> str | None:
     """The address of the coordinator that uses this data folder, if one answers there."""
     try:
-        address = (settings.data / ADDRESS_FILE).read_text().strip()
+        address = (settings.data / ADDRESS_FILE).read_text(errors="replace").strip()
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise click.ClickException(
+            f"the data folder {settings.data} cannot be used: {error.strerror}"
+        ) from error
     try:
         answer = httpx.get(f"{address}/healthz", timeout=5.0, trust_env=False)
     except (httpx.HTTPError, httpx.InvalidURL):

@@ -11,6 +11,8 @@ from typing import Any
 import click
 import httpx
 
+from coordinator.cli.administer import read_token, segment
+
 POLL_S = 0.5
 PATIENCE_S = 600.0
 MARKS = {
@@ -44,7 +46,7 @@ def watch(build_id: str, coordinator: str, token_file: Any, logs: bool) -> None:
     """
     if not coordinator.startswith(("http://", "https://")):
         raise click.BadParameter("must begin with http:// or https://", param_hint="--coordinator")
-    token = token_file.read().strip() if token_file else ""
+    token = read_token(token_file) if token_file else ""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with httpx.Client(base_url=coordinator, headers=headers, timeout=30.0, trust_env=False) as client:
         sys.exit(0 if Watcher(client, build_id, show_logs=logs).run() else 1)
@@ -85,7 +87,7 @@ class Watcher:
         said = False
         while True:
             try:
-                answer = self.client.get(f"/api/builds/{self.build_id}")
+                answer = self.client.get(f"/api/builds/{segment(self.build_id)}")
                 if answer.status_code < 500:
                     break
             except httpx.HTTPError as error:
@@ -100,9 +102,14 @@ class Watcher:
                 self._say_line("the coordinator does not answer; waiting for it")
                 said = True
             time.sleep(1.0)
+        try:
+            found = answer.json()
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or not {"error", "steps"} & found.keys():
+            raise click.ClickException(f"what answers at {self.client.base_url} is no coordinator")
         if answer.status_code != 200:
-            raise click.ClickException(f"{answer.status_code}: {answer.json().get('error', '')}")
-        found: dict[str, Any] = answer.json()
+            raise click.ClickException(f"{answer.status_code}: {found.get('error', '')}")
         return found
 
     def _show_changes(self, build: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from coordinator.cli.administer import Desk, administers
+from coordinator.cli.administer import Desk, administers, segment
 from coordinator.rules.enrolment import MAX_LIFETIME, MAX_USES
 
 
@@ -40,7 +40,7 @@ def _standing(found: dict[str, Any]) -> list[str]:
 @administers
 def rotate_runner(desk: Desk, runner_id: str) -> None:
     """Ask a runner to take a new secret; the old one counts until it does."""
-    desk.ask("POST", f"/api/runners/{runner_id}/rotate")
+    desk.ask("POST", f"/api/runners/{segment(runner_id)}/rotate")
     click.echo(f"{runner_id} takes a new secret with its next heartbeat")
 
 
@@ -49,7 +49,7 @@ def rotate_runner(desk: Desk, runner_id: str) -> None:
 @administers
 def revoke_runner(desk: Desk, runner_id: str) -> None:
     """Let a runner be one no more; the steps it holds go to others."""
-    desk.ask("DELETE", f"/api/runners/{runner_id}")
+    desk.ask("DELETE", f"/api/runners/{segment(runner_id)}")
     click.echo(f"{runner_id} is no runner any more")
 
 
@@ -119,7 +119,7 @@ def list_tokens(desk: Desk, account: str | None) -> None:
 @administers
 def revoke_token(desk: Desk, token_id: str) -> None:
     """Let a token admit nobody any more; the runners that came by it stay."""
-    desk.ask("DELETE", f"/api/enrolment-tokens/{token_id}")
+    desk.ask("DELETE", f"/api/enrolment-tokens/{segment(token_id)}")
     click.echo(f"{token_id} lets nobody in any more")
 
 

@@ -4,8 +4,10 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -129,3 +131,80 @@ def test_no_data_folder_is_no_installation(tmp_path: Path) -> None:
     assert answer.exit_code == 1
     assert "there is no data folder" in answer.output
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("content", ["wörd".encode(), b"\xff\xfe\x00", b"", b"one\ntwo"])
+def test_a_file_that_holds_no_token_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(content)
+    there = ("--coordinator", "http://127.0.0.1:1", "--token-file", str(file))
+
+    for words in (("tenant", "list"), ("watch", "a-build")):
+        result = CliRunner().invoke(main, [*words, *there])
+        assert (result.exit_code, result.output) == (1, f"Error: {file} holds no token\n")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"no address", b"http://[", b"http://\x01"])
+def test_an_address_that_is_none_is_that_of_no_coordinator(tmp_path: Path, content: bytes) -> None:
+    well(buildmill(tmp_path, "tenant", "create", "acme"))
+    (tmp_path / "address").write_bytes(content)
+
+    assert "acme" in well(buildmill(tmp_path, "tenant", "list"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("token", "revoke", "a\x01b"),
+        ("token", "revoke", "../users"),
+        ("runners", "revoke", "\n"),
+        ("runners", "rotate", "a/b?c"),
+        ("tenant", "create", "\udcff"),
+        ("tenant", "members", "\udcff"),
+        ("user", "create", "\udcff@acme.test"),
+    ],
+)
+def test_whatever_is_typed_is_refused_in_one_line(tmp_path: Path, words: tuple[str, ...]) -> None:
+    well(buildmill(tmp_path, "tenant", "create", "acme"))
+
+    result = buildmill(tmp_path, *words)
+
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert (result.exit_code > 0, result.output.splitlines()[-1][:7]) == (True, "Error: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "body"),
+    [
+        (("tenant", "create", "acme"), b"<html>"),
+        (("watch", "a-build"), b"<html>"),
+        (("watch", "a-build"), b"[]"),
+        (("watch", "a-build"), b"{}"),
+    ],
+)
+def test_another_server_is_taken_for_no_coordinator(
+    tmp_path: Path, words: tuple[str, ...], body: bytes
+) -> None:
+    class Another(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET  # noqa: N815 - so the library calls it
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    (tmp_path / "token").write_text("a-token")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Another) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        where = ("--coordinator", f"http://127.0.0.1:{server.server_port}")
+        result = CliRunner().invoke(main, [*words, *where, "--token-file", str(tmp_path / "token")])
+        server.shutdown()
+
+    assert result.exit_code == 1
+    assert (
+        result.output == f"Error: what answers at http://127.0.0.1:{server.server_port} is no coordinator\n"
+    )
