@@ -23,7 +23,10 @@ class UserChanges:
 
 
 def change_user(tx: Session, caller: Caller, user_id: str, changes: UserChanges, *, now: datetime) -> User:
-    """Apply the changes. Where a right goes or the password changes, every token given out stops to count."""
+    """Apply the changes. Where a right goes or the password changes, every login ends.
+
+    Who is disabled, or given another password, may have been robbed: then the tokens of its programs go too.
+    """
     user = accounts.lock_user(tx, user_id)
     if caller.user_id == user.id and (changes.is_disabled or changes.is_admin is False):
         raise Denied("nobody takes this right from themselves")
@@ -40,6 +43,9 @@ def change_user(tx: Session, caller: Caller, user_id: str, changes: UserChanges,
     tx.flush()
     if changes.password_hash is not None or changes.is_disabled or changes.is_admin is False:
         accounts.call_back_tokens(tx, user.id, now=now)
+    revoked = 0
+    if changes.password_hash is not None or changes.is_disabled:
+        revoked = accounts.revoke_all_tokens(tx, user.id, now=now)
     audit.record(
         tx,
         caller,
@@ -50,6 +56,7 @@ def change_user(tx: Session, caller: Caller, user_id: str, changes: UserChanges,
         isDisabled=changes.is_disabled,
         isAdmin=changes.is_admin,
         name=changes.name,
+        tokensRevoked=revoked or None,
     )
     tx.refresh(user)
     return user

@@ -192,6 +192,12 @@ def revoke_tokens_of(tx: Session, tenant_id: str, user_id: str, *, now: datetime
     return tx.connection().execute(theirs.values(revoked_at=now)).rowcount
 
 
+def revoke_all_tokens(tx: Session, user_id: str, *, now: datetime) -> int:
+    """Every token that this user made anywhere stops to count; returns how many did until now."""
+    theirs = update(TOKENS).where(TOKENS.c.user_id == user_id, TOKENS.c.revoked_at.is_(None))
+    return tx.connection().execute(theirs.values(revoked_at=now)).rowcount
+
+
 def revoke_token(tx: Session, token_id: str, *, now: datetime) -> bool:
     statement = update(TOKENS).where(TOKENS.c.id == token_id, TOKENS.c.revoked_at.is_(None))
     return tx.connection().execute(statement.values(revoked_at=now)).rowcount == 1

@@ -1,5 +1,6 @@
 """A user logs in, goes on, and logs out; tokens stop to count when they should."""
 
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -8,11 +9,13 @@ import pytest
 from starlette.applications import Starlette
 
 from coordinator.access_tokens import key_id
+from coordinator.actions.create_token import create_token
 from coordinator.actions.log_in import begin_login
 from coordinator.api.identify import CACHE_S
 from coordinator.api.state import AppState
 from coordinator.errors import Unauthenticated
 from coordinator.keys import load_access_tokens
+from coordinator.rules.access import Audience, Caller
 from coordinator.settings import Settings
 from tests.factories import PASSWORD, Mill
 
@@ -271,3 +274,26 @@ def test_a_peer_that_tries_every_account_is_stopped(
     )
 
     assert answer.status_code == 429
+
+
+@pytest.mark.parametrize("change", [{"isDisabled": True}, {"password": "another horse and staple"}])
+def test_who_may_have_been_robbed_loses_the_tokens_of_programs_too(
+    client: httpx.Client, mill: Mill, change: dict[str, Any]
+) -> None:
+    user = mill.a_user(acme="developer")
+    holder = {**as_holder(log_in(client)), "X-Tenant-ID": mill.a_tenant()}
+    caller = {"actor": "x", "audience": Audience.USER, "user_id": user.id, "tenant_id": mill.a_tenant()}
+    maker = Caller(**caller, grants={mill.a_tenant(): frozenset({"build:read"})})
+    _, secret = mill.now(
+        create_token, maker, name="theirs", permissions=["build:read"], lifetime=timedelta(days=300)
+    )
+    program = {"Authorization": f"Bearer {secret}"}
+    before = client.get(ME, headers=program).status_code
+
+    client.patch(f"/api/users/{user.id}", json=change)
+    client.patch(f"/api/users/{user.id}", json={"isDisabled": False})
+
+    assert before == 200
+    assert client.get(ME, headers=program).status_code == 401
+    assert client.get(ME, headers=holder).status_code == 401
+    assert mill.audited("user.changed")[0].details["tokensRevoked"] == 1
