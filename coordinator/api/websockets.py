@@ -141,8 +141,14 @@ class _SocketApp:
         self._open: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if (await receive())["type"] != "websocket.connect":
-            return
+        if (await receive())["type"] == "websocket.connect":
+            with contextlib.ExitStack() as counted:
+                await self._open_it(scope, receive, send, counted)
+
+    async def _open_it(
+        self, scope: Scope, receive: Receive, send: Send, counted: contextlib.ExitStack
+    ) -> None:
+        """It counts as open from before anything is waited for: many at once are as many as one by one."""
         address = scope["client"][0] if scope.get("client") else ""
         caller = Caller(actor="unknown", audience=Audience.ANYONE, address=address)
         try:
@@ -154,6 +160,7 @@ class _SocketApp:
             )
             if self._open[_principal(caller)] >= self._socket.most_open:
                 raise TooMany("too many WebSockets are open", retry_after_s=RETRY_AFTER_S)
+            counted.enter_context(self._counted(_principal(caller)))
             opening = Opening(self._state, caller, scope["path_params"], query)
             frames = await self._stream.open(opening)
         except CoordinatorError as error:
@@ -169,7 +176,7 @@ class _SocketApp:
             await self._socket.form(Refusal(500, "internal", sentence))(scope, receive, send)
             return
         chosen = SUBPROTOCOL if known.way == _PROTOCOL else None
-        with self._counted(_principal(caller)), contextlib.suppress(OSError):  # the caller has gone
+        with contextlib.suppress(OSError):  # the caller has gone
             await send({"type": "websocket.accept", "subprotocol": chosen, "headers": []})
             closing = await self._converse(caller, frames, scope, receive, send)
             if closing is not None:

@@ -27,7 +27,7 @@ from coordinator.rules.retention import Part
 from coordinator.settings import Settings
 from coordinator.store.retention import mark
 from tests.coordinator.live_logs import Served, impatient, served
-from tests.factories import LOCAL, ON_SQLITE, Held, Mill, a_step
+from tests.factories import LOCAL, ON_SQLITE, Held, Mill, a_step, together
 from tests.threats.stack import Stack
 
 SOON = Patience(send_s=5.0, recheck_s=0.3)
@@ -541,6 +541,17 @@ def test_bytes_that_are_no_text_in_the_target_are_refused(server: Served) -> Non
         answer = line.recv(65536)
 
     assert answer == b"" or answer.startswith(b"HTTP/1.1 400 "), answer[:300]
+
+
+@ON_SQLITE
+@pytest.mark.threat("F06")
+def test_many_at_once_are_as_many_as_one_by_one(app: Starlette, mill: Mill, build_id: str) -> None:
+    with served(impatient(app, SOON, most_open=3)) as server:
+        member = mill.a_member()
+
+        opened = together(*[lambda: server.open(build_id, member)] * 12)
+
+        assert sum(not isinstance(one, Exception) for one in opened) == 3
 
 
 @ON_SQLITE
