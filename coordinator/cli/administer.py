@@ -4,6 +4,7 @@ On the machine of the coordinator a command finds its address and the operator's
 Where none runs, the command opens the database itself, while nobody else can.
 """
 
+import fcntl
 import functools
 import os
 from collections.abc import Callable, Iterator
@@ -25,8 +26,10 @@ from coordinator.cli.serve import (
 from coordinator.settings import Settings
 
 TIMEOUT_S = 60.0
+HEALTH_S = 10.0
 PAGE = 1000
 ADDRESS_FILE = "address"
+MAX_ADDRESS = 1024
 _HERE = "http://127.0.0.1"
 
 
@@ -137,12 +140,12 @@ def reaching(address: str | None, token: str | None, options: dict[str, Any]) ->
             raise click.BadParameter("must begin with http:// or https://", param_hint="--coordinator")
         if token is None:
             raise click.UsageError("--coordinator needs --token-file")
+        _require_coordinator(address)
         with _client(address, token) as client:
             yield Desk(client)
         return
     settings = read_settings(options)
-    if not settings.data.is_dir():
-        raise click.ClickException(f"there is no data folder {settings.data}; name one with --data")
+    require_data_folder(settings)
     running = find_running(settings)
     if running is not None:
         with _client(running, token or _operator_token(settings)) as client:
@@ -157,21 +160,54 @@ def _client(address: str, token: str) -> httpx.Client:
     return httpx.Client(base_url=address, headers=headers, timeout=TIMEOUT_S, trust_env=False)
 
 
-def find_running(settings: Settings) -> str | None:
-    """The address of the coordinator that uses this data folder, if one answers there."""
+def require_data_folder(settings: Settings) -> None:
+    """A folder that is there and can be looked into."""
     try:
-        address = (settings.data / ADDRESS_FILE).read_text(errors="replace").strip()
+        is_there = settings.data.is_dir()
+    except OSError as error:
+        raise _unusable(settings, error) from error
+    if not is_there:
+        raise click.ClickException(f"there is no data folder {settings.data}; name one with --data")
+
+
+def find_running(settings: Settings) -> str | None:
+    """The address of the coordinator that uses this data folder, if one answers there.
+
+    It holds its address while it lives: what a killed one has left may be somebody else's by now.
+    """
+    try:
+        with (settings.data / ADDRESS_FILE).open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                address = file.read(MAX_ADDRESS).decode("ascii", "replace").strip()
+            else:
+                return None
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise click.ClickException(
-            f"the data folder {settings.data} cannot be used: {error.strerror}"
-        ) from error
+        raise _unusable(settings, error) from error
+    return address if _is_coordinator(address) else None
+
+
+def _is_coordinator(address: str) -> bool:
+    """Whether a coordinator answers there; ClickException where nobody does."""
     try:
-        answer = httpx.get(f"{address}/healthz", timeout=5.0, trust_env=False)
-    except (httpx.HTTPError, httpx.InvalidURL):
-        return None  # it has ended without a word
-    return address if answer.status_code == 200 else None
+        answer = httpx.get(f"{address}/healthz", timeout=HEALTH_S, trust_env=False)
+        return answer.status_code == 200 and answer.json() == {"status": "ok"}
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise click.ClickException(f"the coordinator does not answer: {error}") from error
+    except ValueError:
+        return False
+
+
+def _require_coordinator(address: str) -> None:
+    if not _is_coordinator(address):
+        raise click.ClickException(f"what answers at {address} is no coordinator")
+
+
+def _unusable(settings: Settings, error: OSError) -> click.ClickException:
+    return click.ClickException(f"the data folder {settings.data} cannot be used: {error.strerror}")
 
 
 def _operator_token(settings: Settings) -> str:
@@ -187,13 +223,16 @@ def known_as(settings: Settings, address: str) -> Iterator[None]:
     """While a coordinator runs, its address stands in its data folder."""
     path = settings.data / ADDRESS_FILE
     temporary = path.with_name(f".{ADDRESS_FILE}.{os.getpid()}")
-    temporary.write_text(f"{address}\n")
-    temporary.rename(path)
-    try:
-        yield
-    finally:
-        if path.exists() and path.read_text().strip() == address:
-            path.unlink()
+    with temporary.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(f"{address}\n")
+        file.flush()
+        temporary.rename(path)
+        try:
+            yield
+        finally:
+            if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                path.unlink()
 
 
 @contextmanager

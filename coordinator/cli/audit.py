@@ -12,6 +12,7 @@ import click
 from sqlmodel import Session
 
 from coordinator.actions.verify_trail import Checked, Finding, verify_trail
+from coordinator.cli.administer import require_data_folder
 from coordinator.cli.serve import explaining_the_database, read_settings
 from coordinator.keys import checkpoints_path, find_audit_key
 from coordinator.store.checkpoint_file import read_lines
@@ -43,8 +44,7 @@ def verify_command(**options: Any) -> None:
     data folder. Nothing is changed, and the coordinator may run. The exit code is 1 when something was found.
     """
     settings = read_settings(options)
-    if not settings.data.is_dir():
-        raise click.ClickException(f"there is no data folder {settings.data}; name one with --data")
+    require_data_folder(settings)
     checked, count = Checked(), 0
     with explaining_the_database(), _explaining_an_old_one():
         for finding in _findings(settings.data, settings.database_url, checked):

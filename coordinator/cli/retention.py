@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from coordinator.actions.show_retention import RetentionView, rehearse
+from coordinator.cli.administer import require_data_folder
 from coordinator.cli.serve import (
     DataFolderInUse,
     explaining_the_database,
@@ -46,8 +47,7 @@ def retention_command(dry_run: bool, **options: Any) -> None:
     The rules are settings (BUILDMILL_RETAIN_...) and each project's own; without any, everything is kept.
     """
     settings = read_settings(options)
-    if not settings.data.is_dir():
-        raise click.ClickException(f"there is no data folder {settings.data}; name one with --data")
+    require_data_folder(settings)
     with _alone(settings), private_files(), explaining_the_database(), _opened(settings) as lanes:
         if dry_run:
             _rehearse(lanes, settings)

@@ -208,3 +208,25 @@ def test_another_server_is_taken_for_no_coordinator(
     assert (
         result.output == f"Error: what answers at http://127.0.0.1:{server.server_port} is no coordinator\n"
     )
+
+
+def test_what_a_killed_coordinator_has_left_gets_no_token(tmp_path: Path) -> None:
+    make_somebody(tmp_path)
+    asked: list[str] = []
+
+    class Another(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Another) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        (tmp_path / "address").write_text(f"http://127.0.0.1:{server.server_port}\n")
+        shown = well(buildmill(tmp_path, "tenant", "list"))
+        server.shutdown()
+
+    assert "acme" in shown
+    assert asked == []
