@@ -183,9 +183,9 @@ class Mill:
         return project.id
 
     def an_image(self, slug: str = "box", image_url: str = "busybox:1") -> None:
-        """There from now on, if it was not before."""
+        """There for every tenant from now on, if it was not before."""
         try:
-            self.now(create_image, self.site, LOCAL, slug=slug, image_url=image_url, public=False)
+            self.now(create_image, self.site, LOCAL, slug=slug, image_url=image_url, public=True)
         except AlreadyExists:
             return
 

@@ -137,7 +137,11 @@ def test_a_runner_that_was_given_up_changes_nothing_when_it_returns(database):
         step = build["steps"][0]
         assert (build["status"], step["attempt"]) == ("SUCCESS", 2)
         assert said_in(stage.log(step_id)) == b"attempt 2\n"
-        assert said_in(stage.log(step_id, attempt=1) + b"##[buildmill:end 0 ") == b"attempt 1\n"
+        said, gap, _ = stage.log(step_id, attempt=1).partition(
+            b"\n[buildmill] error: bytes may be missing here"
+        )
+        assert said_in(said + b"##[buildmill:end 0 ") == b"attempt 1\n"
+        assert gap
         assert [found["outcome"] for found in step["attempts"]] == ["lost", "succeeded"]
 
 
