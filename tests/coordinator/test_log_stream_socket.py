@@ -257,6 +257,7 @@ def test_a_coordinator_that_stops_says_so(mill: Mill, server: Served, held: Held
 
 
 @ON_SQLITE
+@pytest.mark.threat("F05")
 def test_who_takes_nothing_is_told_and_closed_and_the_others_do_not_notice(
     app: Starlette, mill: Mill, held: Held
 ) -> None:

@@ -9,6 +9,7 @@ SOON_S = 5.0
 FLAT_MIB = 96.0
 
 
+@pytest.mark.threat("F05")
 @pytest.mark.threat("F06")
 def test_a_line_reaches_everybody_who_takes_it_and_the_memory_stays_flat(
     capsys: pytest.CaptureFixture[str],
