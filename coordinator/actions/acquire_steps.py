@@ -49,13 +49,13 @@ def acquire_steps(tx: Session, site: Site, caller: Caller, said: Acquire, *, now
         try:
             claims.append(render_claim(tx, site, step, found[step.build_id]))
         except TooManyInputs as error:
-            _fail(tx, step, Reason.DISK_LIMIT, str(error), now=now)
+            _fail(tx, site, step, Reason.DISK_LIMIT, str(error), now=now)
         except SecretsRefused as error:
-            _fail(tx, step, Reason.BAD_CONFIG, str(error), now=now)
+            _fail(tx, site, step, Reason.BAD_CONFIG, str(error), now=now)
         except (ValueError, TypeError, LookupError, AttributeError):
             # one step that cannot be handed out must not keep its runner from all others
             log.exception("claim_not_renderable", step=step.id)
-            _fail(tx, step, Reason.BAD_CONFIG, None, now=now)
+            _fail(tx, site, step, Reason.BAD_CONFIG, None, now=now)
     return claims
 
 
@@ -92,7 +92,7 @@ def _claim(tx: Session, runner: Any, said: Acquire, *, now: datetime) -> list[An
     return claimed
 
 
-def _fail(tx: Session, step: Any, reason: Reason, detail: str | None, *, now: datetime) -> None:
+def _fail(tx: Session, site: Site, step: Any, reason: Reason, detail: str | None, *, now: datetime) -> None:
     builds.lock_build(tx, step.build_id)
     steps.move_step(tx, step.id, StepEvent.FAIL, attempt=step.attempt, finished_at=now, reason=reason)
     attempts.change_attempt(
@@ -100,4 +100,4 @@ def _fail(tx: Session, step: Any, reason: Reason, detail: str | None, *, now: da
     )
     about = {"state": str(StepState.FAILED), "reason": str(reason)}
     audit.record_step(tx, SYSTEM, "step.finished", step, now=now, **about)
-    settle_build(tx, step.build_id, [step.id], reason=reason, now=now)
+    settle_build(tx, site, step.build_id, [step], reason=reason, now=now)

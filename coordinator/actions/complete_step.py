@@ -8,6 +8,7 @@ from typing import Any
 from sqlmodel import Session
 
 from coordinator.actions.append_log import end_with_gap, store_log
+from coordinator.actions.end_unheard import close_log_before
 from coordinator.actions.leased_step import LeaseProof, get_attempt, hold_attempt
 from coordinator.actions.revive_step import revive_step
 from coordinator.actions.settle_build import settle_build
@@ -94,7 +95,7 @@ def complete_step(
     if said.status == "success":
         _require_within_limits(site, said)
         _require_outputs(tx, step, said)
-    return _finish(tx, step, said, sealed, now=now)
+    return _finish(tx, site, step, said, sealed, now=now)
 
 
 def require_step(tx: Session, caller: Caller, step_id: str) -> None:
@@ -126,13 +127,14 @@ def complete_bare_step(
         step = steps.get_step(tx, step.id)
         attempts.insert_attempts(tx, [step], now=now)
         attempts.change_attempt(tx, step.id, step.attempt, started_at=now)
+        close_log_before(tx, site, step, now=now)
         builds.begin_builds(tx, {step.build_id}, now=now)
     if paths:
         attempts.change_attempt(tx, step.id, step.attempt, output_paths=paths)
     if said.logs and step.log_size == 0:
         store_log(tx, site, step, said.logs.encode(), size=0, action=Action.CONTINUE, now=now)
         step = steps.get_step(tx, step.id)
-    return _finish(tx, step, said.model_copy(update={"artifacts": []}), None, now=now)
+    return _finish(tx, site, step, said.model_copy(update={"artifacts": []}), None, now=now)
 
 
 def _require_visible(tx: Session, caller: Caller, step: Any) -> None:
@@ -272,7 +274,9 @@ def _require_outputs(tx: Session, step: Any, said: Completion) -> None:
         raise OutputsIncomplete(f"{len(absent)} blobs have not arrived, such as that of {absent[0]!r}")
 
 
-def _finish(tx: Session, step: Any, said: Completion, sealed: SealedLog | None, *, now: datetime) -> Verdict:
+def _finish(
+    tx: Session, site: Site, step: Any, said: Completion, sealed: SealedLog | None, *, now: datetime
+) -> Verdict:
     reason = _reason(said)
     is_cancelled = step.cancel_requested_at is not None
     if is_cancelled:
@@ -281,7 +285,7 @@ def _finish(tx: Session, step: Any, said: Completion, sealed: SealedLog | None, 
     elif said.status == "success":
         event = StepEvent.SUCCEED
     elif reason and (retry := next_retry(step, reason, exit_code=said.exit_code)):
-        return _requeue(tx, step, said, reason, retry, sealed, now=now)
+        return _requeue(tx, site, step, said, reason, retry, sealed, now=now)
     elif reason is Reason.CANCELLED:
         event = StepEvent.CANCEL
     else:
@@ -299,7 +303,7 @@ def _finish(tx: Session, step: Any, said: Completion, sealed: SealedLog | None, 
     _end_attempt(tx, step, said, state, reason, sealed, now=now)
     about = {"state": str(state), "reason": str(reason) if reason else None}
     audit.record_step(tx, _holder(step), "step.finished", step, now=now, **about)
-    outcome = settle_build(tx, step.build_id, [step.id], reason=reason, now=now)
+    outcome = settle_build(tx, site, step.build_id, [step], reason=reason, now=now)
     return Verdict(is_same=state is _target(said), state=state, is_build_complete=outcome is not None)
 
 
@@ -319,6 +323,7 @@ def _state_of(event: StepEvent) -> StepState:
 
 def _requeue(
     tx: Session,
+    site: Site,
     step: Any,
     said: Completion,
     reason: Reason,
@@ -342,19 +347,19 @@ def _requeue(
         started_at=None,
     )
     if not moved:
-        return _finish_stopped(tx, step, said, sealed, now=now)
+        return _finish_stopped(tx, site, step, said, sealed, now=now)
     _end_attempt(tx, step, said, StepState.FAILED, reason, sealed, now=now)
     audit.record_step(tx, _holder(step), "step.requeued", step, now=now, reason=str(reason))
     return Verdict(is_same=True, state=StepState.READY, is_build_complete=False)
 
 
 def _finish_stopped(
-    tx: Session, step: Any, said: Completion, sealed: SealedLog | None, *, now: datetime
+    tx: Session, site: Site, step: Any, said: Completion, sealed: SealedLog | None, *, now: datetime
 ) -> Verdict:
     current = steps.get_step(tx, step.id)
     if current.cancel_requested_at is None:
         raise StaleAttempt("the step has moved on")
-    return _finish(tx, current, said, sealed, now=now)
+    return _finish(tx, site, current, said, sealed, now=now)
 
 
 def _insert_artifacts(tx: Session, step: Any, entries: list[ArtifactEntry], *, now: datetime) -> None:

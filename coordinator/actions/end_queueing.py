@@ -24,17 +24,17 @@ def end_queueing(tx: Session, site: Site, *, now: datetime, since: datetime | No
         if before < watched_since or first_ready_at > before:
             continue
         for step in deadlines.list_queued(tx, limit_s=limit_s, before=before, limit=BATCH - ended):
-            ended += _fail(tx, step, now=now)
+            ended += _fail(tx, site, step, now=now)
         if ended >= BATCH:
             break  # the others at the next look: who writes at the same time need not wait for them all
     return ended
 
 
-def _fail(tx: Session, step: Any, *, now: datetime) -> int:
+def _fail(tx: Session, site: Site, step: Any, *, now: datetime) -> int:
     builds.lock_build(tx, step.build_id)
     if not deadlines.fail_queued(tx, step, reason=Reason.QUEUE_TIMEOUT, now=now):
         return 0
     about = {"state": str(StepState.FAILED), "reason": str(Reason.QUEUE_TIMEOUT)}
     audit.record_step(tx, SYSTEM, "step.finished", step, now=now, **about)
-    settle_build(tx, step.build_id, [step.id], reason=Reason.QUEUE_TIMEOUT, now=now)
+    settle_build(tx, site, step.build_id, [step], reason=Reason.QUEUE_TIMEOUT, now=now)
     return 1

@@ -22,10 +22,10 @@ def end_stopped_builds(tx: Session, site: Site, *, now: datetime, since: datetim
     A stop ends all that waits in its own transaction, so there is nothing to find. If there ever is, nobody
     else would end it: such a step, and with it its build, would wait for ever, or run in spite of the stop.
     """
-    return sum(_end(tx, found.id, now=now) for found in stops.list_stopped_builds(tx, limit=BATCH))
+    return sum(_end(tx, site, found.id, now=now) for found in stops.list_stopped_builds(tx, limit=BATCH))
 
 
-def _end(tx: Session, build_id: str, *, now: datetime) -> int:
+def _end(tx: Session, site: Site, build_id: str, *, now: datetime) -> int:
     build = builds.lock_build(tx, build_id)
     if build.state == BuildState.CANCELLING:
         event, reason = StepEvent.CANCEL, Reason.CANCELLED
@@ -38,5 +38,5 @@ def _end(tx: Session, build_id: str, *, now: datetime) -> int:
     if ended:
         about: dict[str, Any] = {"buildId": build_id, "steps": len(ended), "reason": str(reason)}
         audit.record(tx, SYSTEM, "build.stopped", now=now, project_id=build.project_id, **about)
-    settle_build(tx, build_id, [], reason=reason, now=now)
+    settle_build(tx, site, build_id, ended, reason=reason, now=now)
     return len(ended)

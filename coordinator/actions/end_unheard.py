@@ -1,5 +1,6 @@
 """An attempt ends without the word of its runner, and its log with a line that says so."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +11,7 @@ from coordinator.errors import Unavailable
 from coordinator.rules.transitions import StepEvent
 from coordinator.site import Site
 from coordinator.store import attempts, logs, steps
+from shared.states import StepState
 
 log = structlog.get_logger()
 
@@ -64,7 +66,24 @@ def close_log_before(tx: Session, site: Site, step: Any, *, now: datetime) -> No
 
     The caller holds the build.
     """
-    former = _last_begun_before(tx, step)
+    _close_last_begun(tx, site, step, until=step.attempt - 1, now=now)
+
+
+def close_lost_logs(tx: Session, site: Site, ended: Sequence[Any], *, now: datetime) -> None:
+    """`close_log_before` for steps that have ended, and that no other attempt will start.
+
+    `ended` has them as they were found, or as they are: what ran at its end has closed what was lost before
+    it when it started, and its own log at its end. The caller holds the build.
+    """
+    for step in ended:
+        if not StepState(step.state).is_leased:
+            _close_last_begun(tx, site, step, until=step.attempt, now=now)
+        elif step.started_at is None:
+            _close_last_begun(tx, site, step, until=step.attempt - 1, now=now)
+
+
+def _close_last_begun(tx: Session, site: Site, step: Any, *, until: int, now: datetime) -> None:
+    former = _last_begun(tx, step, until=until) if until else None
     if former is None or former.outcome != LOST or former.log_state != "gap":
         return
     size: int = former.log_size
@@ -72,14 +91,16 @@ def close_log_before(tx: Session, site: Site, step: Any, *, now: datetime) -> No
     if whole > size:
         logs.insert_append(tx, step, attempt=former.attempt, offset=size, length=whole - size, now=now)
         attempts.change_attempt(tx, step.id, former.attempt, log_size=whole)
+        if former.attempt == step.attempt:
+            steps.set_log_size(tx, step.id, step.attempt, whole)
 
 
-def _last_begun_before(tx: Session, step: Any) -> Any:
+def _last_begun(tx: Session, step: Any, *, until: int) -> Any:
     """Of claims that came to nothing in between there is nothing to say; what ran before has been told."""
     begun = [
         row
         for row in attempts.list_attempts(tx, [step.id]).get(step.id, [])
-        if row.attempt < step.attempt and row.started_at is not None
+        if row.attempt <= until and row.started_at is not None
     ]
     return begun[-1] if begun else None
 

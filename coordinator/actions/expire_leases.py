@@ -32,7 +32,7 @@ def _expire_claims(tx: Session, site: Site, *, now: datetime) -> int:
     before = now - timedelta(seconds=site.settings.claim_ttl)
     moved = 0
     for step in steps.list_unacknowledged(tx, before=before, limit=BATCH):
-        moved += requeue_claim(tx, SYSTEM, step, outcome="unclaimed", detail=None, now=now)
+        moved += requeue_claim(tx, site, SYSTEM, step, outcome="unclaimed", detail=None, now=now)
     return moved
 
 

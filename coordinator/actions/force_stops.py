@@ -52,5 +52,5 @@ def _force(tx: Session, site: Site, step: Any, *, now: datetime) -> int:
     if not has_ended:
         return 0
     audit.record_step(tx, SYSTEM, "step.finished", step, now=now, state=str(state), reason=reason)
-    settle_build(tx, step.build_id, [step.id], reason=reason, now=now)
+    settle_build(tx, site, step.build_id, [step], reason=reason, now=now)
     return 1

@@ -60,7 +60,8 @@ def _give_up(
     if not is_lost:
         return 0
     audit.record_step(tx, SYSTEM, event, step, now=now, reason=str(Reason.RUNNER_LOST))
-    settle_build(tx, step.build_id, [step.id], reason=Reason.RUNNER_LOST, now=now)
+    if retry is None:
+        settle_build(tx, site, step.build_id, [step], reason=Reason.RUNNER_LOST, now=now)
     return 1
 
 

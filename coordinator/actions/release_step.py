@@ -22,5 +22,5 @@ def release_step(
     step = get_leased_step(tx, site, caller, step_id, proof)
     if step.state != StepState.CLAIMED:
         raise Conflict("the script may have run; complete the step instead")
-    if not requeue_claim(tx, caller, step, outcome="released", detail=reason or None, now=now):
+    if not requeue_claim(tx, site, caller, step, outcome="released", detail=reason or None, now=now):
         raise StaleAttempt("the step has moved on")

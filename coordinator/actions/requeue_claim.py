@@ -9,12 +9,13 @@ from coordinator.actions.settle_build import settle_build
 from coordinator.rules.access import Caller
 from coordinator.rules.limits import event_of_stop
 from coordinator.rules.transitions import StepEvent
+from coordinator.site import Site
 from coordinator.store import attempts, audit, builds, steps
 from shared.states import FINAL_STEP_STATES, StepState
 
 
 def requeue_claim(
-    tx: Session, caller: Caller, step: Any, *, outcome: str, detail: str | None, now: datetime
+    tx: Session, site: Site, caller: Caller, step: Any, *, outcome: str, detail: str | None, now: datetime
 ) -> bool:
     """Ready again with no retry consumed, or at its end if it was told to stop.
 
@@ -56,7 +57,7 @@ def requeue_claim(
         )
         _record(tx, caller, step, outcome, detail or current.cancel_reason, now=now)
         if outcome in FINAL_STEP_STATES:
-            settle_build(tx, step.build_id, [step.id], reason=current.cancel_reason, now=now)
+            settle_build(tx, site, step.build_id, [step], reason=current.cancel_reason, now=now)
     return moved
 
 

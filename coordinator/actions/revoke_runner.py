@@ -34,6 +34,6 @@ def _give_up(tx: Session, site: Site, caller: Caller, step: Any, *, now: datetim
     """A claim that nothing was heard of goes back as it was; of all else some of the script may have run."""
     if step.acked_at is None:
         why = "its runner was revoked"
-        if requeue_claim(tx, caller, step, outcome="unclaimed", detail=why, now=now):
+        if requeue_claim(tx, site, caller, step, outcome="unclaimed", detail=why, now=now):
             return 1
     return take_attempt_away(tx, site, step, now=now)

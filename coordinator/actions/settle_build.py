@@ -3,11 +3,14 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from typing import Any
 
 from sqlmodel import Session
 
+from coordinator.actions.end_unheard import close_lost_logs
 from coordinator.rules.access import SYSTEM
 from coordinator.rules.transitions import BUILD_EVENT_OF_OUTCOME, StepEvent
+from coordinator.site import Site
 from coordinator.store import audit, builds, logs, rounds, steps
 from shared.readiness import build_outcome, state_after
 from shared.reasons import Reason
@@ -15,15 +18,17 @@ from shared.states import BuildState, StepState
 
 
 def settle_build(
-    tx: Session, build_id: str, ended_steps: Sequence[str], *, reason: str | None, now: datetime
+    tx: Session, site: Site, build_id: str, ended: Sequence[Any], *, reason: str | None, now: datetime
 ) -> BuildState | None:
-    """Move on from `ended_steps`; returns how the build ended, if it did.
+    """Move on from the steps that have `ended`; returns how the build ended, if it did.
 
-    The caller holds the build's row: two steps that end together must not each see the other running.
+    They are given as they were found before they ended, or as they are. The caller holds the build's row: two
+    steps that end together must not each see the other running.
     """
+    close_lost_logs(tx, site, ended, now=now)
     counts = steps.count_states(tx, build_id)
     if counts.get(StepState.PENDING):
-        _settle_dependents(tx, build_id, ended_steps, now=now)
+        _settle_dependents(tx, build_id, [step.id for step in ended], now=now)
         counts = steps.count_states(tx, build_id)
     if build_outcome(counts, is_cancelled=False) is None:
         return None  # something of it is still to come

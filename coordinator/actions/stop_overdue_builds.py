@@ -28,17 +28,17 @@ def stop_overdue_builds(tx: Session, site: Site, *, now: datetime, since: dateti
     stopped = 0
     for build in deadlines.list_overdue_builds(tx, now=now, limit=BATCH):
         if build.started_at >= watched_since or now >= trusted_from:
-            stopped += _stop(tx, build, now=now)
+            stopped += _stop(tx, site, build, now=now)
     return stopped
 
 
-def _stop(tx: Session, build: Any, *, now: datetime) -> int:
+def _stop(tx: Session, site: Site, build: Any, *, now: datetime) -> int:
     builds.lock_build(tx, build.id)
     if not deadlines.mark_build_overdue(tx, build.id, now=now):
         return 0
-    stops.end_waiting(tx, build.id, StepEvent.SKIP, reason=Reason.BUILD_TIMEOUT, now=now)
+    waited = stops.end_waiting(tx, build.id, StepEvent.SKIP, reason=Reason.BUILD_TIMEOUT, now=now)
     stops.request_stop_of_build(tx, build.id, reason=Reason.BUILD_TIMEOUT, now=now)
     about = {"buildId": build.id, "reason": str(Reason.BUILD_TIMEOUT)}
     audit.record(tx, SYSTEM, "build.overdue", now=now, project_id=build.project_id, **about)
-    settle_build(tx, build.id, [], reason=Reason.BUILD_TIMEOUT, now=now)
+    settle_build(tx, site, build.id, waited, reason=Reason.BUILD_TIMEOUT, now=now)
     return 1

@@ -276,6 +276,12 @@ def _change(names: tuple[str, ...]) -> Prepared:
     )
 
 
+def set_log_size(tx: Session, step_id: str, attempt: int, size: int) -> None:
+    """The log of this attempt, which no runner writes any more, was ended with a line."""
+    is_it = (STEPS.c.id == step_id, STEPS.c.attempt == attempt)
+    tx.connection().execute(update(STEPS).where(*is_it).values(log_size=size))
+
+
 def touch_steps(tx: Session, step_ids: Sequence[str], runner_id: str, *, now: datetime) -> None:
     """These attempts were heard of: acknowledged if they were not, and alive."""
     which = {"any_id": list(step_ids), "the_runner_id": runner_id}

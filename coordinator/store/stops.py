@@ -27,7 +27,7 @@ def end_waiting(tx: Session, build_id: str, event: StepEvent, *, reason: str, no
         update(STEPS)
         .where(STEPS.c.build_id == build_id, STEPS.c.state.in_(sources - LEASED_STEP_STATES))
         .values(state=target, finished_at=now, reason=reason)
-        .returning(STEPS.c.id, STEPS.c.attempt)
+        .returning(STEPS.c.id, STEPS.c.build_id, STEPS.c.attempt, STEPS.c.state)
     )
     return list(tx.connection().execute(statement).all())
 

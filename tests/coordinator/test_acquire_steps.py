@@ -336,7 +336,7 @@ def test_a_step_that_waits_for_its_retry_is_not_given_out_before(mill: Mill) -> 
 
 def test_nothing_of_a_cancelled_build_is_given_out(mill: Mill) -> None:
     build = mill.a_build(a_spec(one=[], two=[]))
-    mill.now(cancel_build, LOCAL, build.id)
+    mill.now(cancel_build, mill.site, LOCAL, build.id)
 
     assert mill.acquire(mill.a_runner(), slots=2) == []
 

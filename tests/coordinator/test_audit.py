@@ -99,7 +99,7 @@ def test_steps_that_are_lost_or_given_up_are_written_down(mill: Mill) -> None:
     mill.clock.advance(10)
     again = mill.acquire(held.runner)[0]
     mill.start(again)
-    mill.now(cancel_build, LOCAL, mill.step(held.step_id).build_id)
+    mill.now(cancel_build, mill.site, LOCAL, mill.step(held.step_id).build_id)
     mill.clock.advance(25)
     mill.expire()
 
@@ -129,7 +129,7 @@ def test_a_step_that_is_given_back_is_written_down_with_who_gave_it(mill: Mill) 
     said: dict[str, str] = {"reason": "no room"}
     mill.now(release_step, mill.site, held.runner.caller, held.step_id, held.proof, **said)
     mill.acquire(held.runner)
-    mill.now(say_bye, held.runner.caller)
+    mill.now(say_bye, mill.site, held.runner.caller)
     mill.acquire(held.runner)
     mill.clock.advance(21)
     mill.expire()
@@ -146,8 +146,8 @@ def test_a_step_that_is_given_back_is_written_down_with_who_gave_it(mill: Mill) 
 
 def test_a_claim_that_is_cancelled_on_its_way_back_has_finished(mill: Mill) -> None:
     held = mill.an_acquired_step()
-    mill.now(cancel_build, LOCAL, mill.step(held.step_id).build_id)
-    mill.now(say_bye, held.runner.caller)
+    mill.now(cancel_build, mill.site, LOCAL, mill.step(held.step_id).build_id)
+    mill.now(say_bye, mill.site, held.runner.caller)
 
     assert actions(mill)[-3:] == ["build.cancelled", "step.finished", "build.finished"]
     assert mill.audited("step.finished")[0].details["state"] == "cancelled"

@@ -11,7 +11,7 @@ from tests.factories import LOCAL, Held, MadeBuild, Mill, a_spec, a_step, togeth
 
 
 def cancel(mill: Mill, build_id: str) -> str:
-    return mill.now(cancel_build, LOCAL, build_id).cancel_id or ""
+    return mill.now(cancel_build, mill.site, LOCAL, build_id).cancel_id or ""
 
 
 def build_of(held: Held, mill: Mill) -> str:
@@ -98,7 +98,7 @@ def test_a_claim_whose_runner_said_bye_ends_cancelled(mill: Mill) -> None:
     cancel(mill, build_id)
 
     mill.clock.advance(1)
-    mill.now(say_bye, held.runner.caller)
+    mill.now(say_bye, mill.site, held.runner.caller)
 
     assert mill.step(held.step_id).state == "cancelled"
     assert mill.build(build_id).state == "cancelled"

@@ -14,7 +14,7 @@ from tests.factories import LOCAL, Api, Held, Mill, a_spec, a_step
 
 
 def cancel(mill: Mill, build_id: str) -> str:
-    return mill.now(cancel_build, LOCAL, build_id).cancel_id or ""
+    return mill.now(cancel_build, mill.site, LOCAL, build_id).cancel_id or ""
 
 
 def cancelled(mill: Mill, held: Held) -> str:

@@ -299,7 +299,7 @@ def test_a_cancelled_build_loses_its_estimate_at_once(mill: Mill, runner: MadeRu
     mill.start(held)
     assert estimate(mill, build) is not None
 
-    mill.now(cancel_build, LOCAL, build.id)
+    mill.now(cancel_build, mill.site, LOCAL, build.id)
 
     assert mill.build(build.id).state == BuildState.CANCELLING
     assert estimate(mill, build) is None

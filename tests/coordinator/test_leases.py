@@ -279,7 +279,7 @@ def test_steps_that_are_waited_for_do_not_hide_those_that_are_lost(later: Mill) 
     cancelled = later.a_running_step()
     lost = later.a_running_step()
     later.clock.advance(LOST - 10)
-    later.now(cancel_build, LOCAL, later.step(cancelled.step_id).build_id)
+    later.now(cancel_build, later.site, LOCAL, later.step(cancelled.step_id).build_id)
     later.clock.advance(10)
 
     assert later.now(expire_leases, later.site) == 1
@@ -292,7 +292,7 @@ def test_steps_that_are_waited_for_do_not_hide_those_that_are_lost(later: Mill) 
 def test_cancels_that_are_waited_for_do_not_hide_those_that_nobody_will_confirm(later: Mill) -> None:
     alive, gone = later.a_running_step(), later.a_running_step()
     for held in (alive, gone):
-        later.now(cancel_build, LOCAL, later.step(held.step_id).build_id)
+        later.now(cancel_build, later.site, LOCAL, later.step(held.step_id).build_id)
     later.clock.advance(21)
     later.heartbeat(alive.runner, alive)
 
@@ -345,7 +345,7 @@ def test_the_log_of_a_runner_that_nobody_waits_for_ends_with_a_line_that_says_so
     held = later.a_running_step([a_step("deploy", exclusive=True)])
     later.append(held, 0, b"before\n")
     if kind == "stopped":
-        later.now(cancel_build, LOCAL, later.step(held.step_id).build_id)
+        later.now(cancel_build, later.site, LOCAL, later.step(held.step_id).build_id)
     later.clock.advance(LOST * 6)
     later.expire()
 
@@ -413,7 +413,7 @@ def test_the_log_of_an_attempt_that_was_lost_released_or_given_up_stays_readable
     cancelled = later.acquire(runner)[0]  # the same step again
     later.append(cancelled, 0, b"cancelled\n")
     build_id = later.step(cancelled.step_id).build_id
-    later.now(cancel_build, LOCAL, build_id)
+    later.now(cancel_build, later.site, LOCAL, build_id)
     later.clock.advance(LOST)
     later.expire()
 
@@ -515,7 +515,7 @@ def test_a_runner_that_restarts_within_its_time_goes_on(mill: Mill) -> None:
 
 def test_a_runner_that_resumes_hears_of_the_cancel(mill: Mill) -> None:
     held = mill.a_running_step()
-    mill.now(cancel_build, LOCAL, mill.step(held.step_id).build_id)
+    mill.now(cancel_build, mill.site, LOCAL, mill.step(held.step_id).build_id)
 
     assert resume(mill, held.runner, held)[0].action is Action.CANCEL
 
@@ -569,7 +569,7 @@ def test_bye_gives_back_what_was_claimed_and_never_begun(mill: Mill) -> None:
     claimed = mill.acquire(runner)[0]
     elsewhere = mill.acquire(other)[0]
 
-    mill.now(say_bye, runner.caller)
+    mill.now(say_bye, mill.site, runner.caller)
 
     assert mill.step(claimed.step_id).state == "ready"
     assert mill.step(elsewhere.step_id).state == "claimed"
@@ -578,7 +578,7 @@ def test_bye_gives_back_what_was_claimed_and_never_begun(mill: Mill) -> None:
 def test_bye_leaves_what_runs_alone(mill: Mill) -> None:
     held = mill.a_running_step()
 
-    mill.now(say_bye, held.runner.caller)
+    mill.now(say_bye, mill.site, held.runner.caller)
 
     assert mill.step(held.step_id).state == "running"
 

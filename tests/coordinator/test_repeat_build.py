@@ -18,7 +18,7 @@ SOURCE = {"repo_url": "https://git.example/owner/name", "branch": "main"}
 
 def a_cancelled_build(mill: Mill, **source: str) -> MadeBuild:
     build = mill.a_build(a_spec(build=[], test=["build"]), **(source or SOURCE))
-    mill.now(cancel_build, LOCAL, build.id)
+    mill.now(cancel_build, mill.site, LOCAL, build.id)
     return build
 
 
@@ -96,7 +96,7 @@ def test_one_that_was_never_started_can_be_repeated_after_its_cancel(mill: Mill)
     first = repeat(mill, a_cancelled_build(mill))
     with pytest.raises(Conflict, match="failed or was cancelled"):
         mill.now(repeat_build, mill.site, LOCAL, first.id)
-    mill.now(cancel_build, LOCAL, first.id)
+    mill.now(cancel_build, mill.site, LOCAL, first.id)
 
     second = mill.now(repeat_build, mill.site, LOCAL, first.id)
 

@@ -1087,7 +1087,7 @@ def test_more_builds_are_kept_than_a_statement_may_have_parameters(shop: Shop) -
 def test_the_receipt_of_a_build_that_has_gone_answers_expired(shop: Shop, client: Any) -> None:
     shop.rules(builds=1)
     made = shop.mill.another_build(shop.project_id, shop.workflow_id)
-    cancel_id = shop.mill.now(cancel_build, LOCAL, made.id).cancel_id
+    cancel_id = shop.mill.now(cancel_build, shop.mill.site, LOCAL, made.id).cancel_id
     shop.build()
 
     asyncio.run(expire_marks_only(shop))

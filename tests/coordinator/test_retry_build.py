@@ -32,7 +32,7 @@ def retry(mill: Mill, build: MadeBuild, which: str = "failed") -> BuildView:
 
 
 def cancel(mill: Mill, build: MadeBuild) -> str:
-    return mill.now(cancel_build, LOCAL, build.id).cancel_id or ""
+    return mill.now(cancel_build, mill.site, LOCAL, build.id).cancel_id or ""
 
 
 def rows(mill: Mill, build: MadeBuild) -> dict[str, Any]:

@@ -276,7 +276,7 @@ def test_a_cancelled_step_of_a_revoked_runner_ends_as_cancelled(mill: Mill) -> N
     mill.clock.advance(100)
     held = mill.a_running_step()
     mill.heartbeat(held.runner, held)
-    mill.now(cancel_build, LOCAL, held.claim.build_id)
+    mill.now(cancel_build, mill.site, LOCAL, held.claim.build_id)
 
     revoke(mill, held.runner.id)
     mill.clock.advance(21)

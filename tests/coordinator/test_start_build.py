@@ -229,7 +229,7 @@ def test_it_is_started_once(mill: Mill) -> None:
 
 def test_a_build_that_has_ended_cannot_be_started(mill: Mill) -> None:
     build = a_created_build(mill)
-    mill.now(cancel_build, LOCAL, build.id)
+    mill.now(cancel_build, mill.site, LOCAL, build.id)
 
     with pytest.raises(Conflict, match="has ended"):
         start(mill, build)
@@ -240,7 +240,7 @@ def test_a_build_that_has_ended_cannot_be_started(mill: Mill) -> None:
 def test_of_a_start_and_a_cancel_at_the_same_moment_the_build_is_cancelled_all_the_same(mill: Mill) -> None:
     build = a_created_build(mill)
 
-    together(lambda: start(mill, build), lambda: mill.now(cancel_build, LOCAL, build.id))
+    together(lambda: start(mill, build), lambda: mill.now(cancel_build, mill.site, LOCAL, build.id))
 
     assert mill.build(build.id).state == "cancelled"
     assert mill.acquire(mill.a_runner()) == []
@@ -252,7 +252,7 @@ def test_of_a_start_and_a_cancel_at_the_same_moment_the_build_is_cancelled_all_t
 def test_a_build_that_was_never_started_ends_at_once_when_it_is_cancelled(mill: Mill) -> None:
     build = a_created_build(mill)
 
-    cancelled = mill.now(cancel_unfinished_build, LOCAL, build.id)
+    cancelled = mill.now(cancel_unfinished_build, mill.site, LOCAL, build.id)
 
     assert (cancelled.state, cancelled.reason) == ("cancelled", "cancelled")
     assert cancelled.finished_at == mill.clock()
@@ -266,12 +266,12 @@ def test_what_is_being_cancelled_may_be_cancelled_again_until_it_has_ended(mill:
     [held] = mill.acquire(mill.a_runner())
     mill.start(held)
 
-    states = [mill.now(cancel_unfinished_build, LOCAL, build.id).state for _ in range(2)]
+    states = [mill.now(cancel_unfinished_build, mill.site, LOCAL, build.id).state for _ in range(2)]
     mill.complete(held, "failed")
 
     assert states == ["cancelling", "cancelling"]
     with pytest.raises(Conflict, match="has ended"):
-        mill.now(cancel_unfinished_build, LOCAL, build.id)
+        mill.now(cancel_unfinished_build, mill.site, LOCAL, build.id)
 
 
 # When it last moved
@@ -291,7 +291,7 @@ def test_every_move_of_a_build_is_noted(mill: Mill) -> None:
         lambda: held.extend(mill.acquire(runner)),
         finish,
         lambda: mill.now(retry_build, LOCAL, build.id, StepsToRetry.ALL),
-        lambda: mill.now(cancel_build, LOCAL, build.id),
+        lambda: mill.now(cancel_build, mill.site, LOCAL, build.id),
     ]
     noted = [mill.build(build.id).updated_at]
     expected = [mill.clock()]

@@ -81,7 +81,7 @@ def test_a_cancel_wins_over_the_loss_of_the_runner(later: Mill, database: Databa
         database,
         lambda: later.now(expire_leases, later.site),
         holding=lambda tx: builds.lock_build(tx, build_id),
-        by=lambda tx: cancel_build(tx, LOCAL, build_id, now=later.clock()),
+        by=lambda tx: cancel_build(tx, later.site, LOCAL, build_id, now=later.clock()),
     )
 
     assert moved == 0
@@ -156,7 +156,7 @@ def strand(mill: Mill, step_id: str) -> None:
 def test_what_waits_in_a_cancelled_build_is_ended(later: Mill) -> None:
     held = later.a_running_step()
     build_id = later.step(held.step_id).build_id
-    later.now(cancel_build, LOCAL, build_id)
+    later.now(cancel_build, later.site, LOCAL, build_id)
     strand(later, held.step_id)
 
     assert later.now(end_stopped_builds, later.site) == 1

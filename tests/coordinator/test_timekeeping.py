@@ -161,7 +161,7 @@ def test_a_build_ends_at_its_limit_and_not_before(lives: Lives, jump: float) -> 
 @JUMPS
 def test_a_cancel_is_forced_at_its_time(lives: Lives, jump: float) -> None:
     held = lives.mill.a_running_step()
-    lives.mill.now(cancel_build, LOCAL, lives.mill.step(held.step_id).build_id)
+    lives.mill.now(cancel_build, lives.mill.site, LOCAL, lives.mill.step(held.step_id).build_id)
     lives.keep()
     planned = lives.mill.step(held.step_id).cancel_force_at
 

@@ -77,7 +77,7 @@ def test_cancelled_steps_end_when_one_log_cannot_be_ended(
 ) -> None:
     broken, sound = two_running(later)
     for held in (broken, sound):
-        later.now(cancel_build, LOCAL, later.step(held.step_id).build_id)
+        later.now(cancel_build, later.site, LOCAL, later.step(held.step_id).build_id)
     break_it(monkeypatch, path_of(later, broken))
     later.clock.advance(21)
 

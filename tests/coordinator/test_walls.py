@@ -76,7 +76,7 @@ def look_at_everything(mill: Mill, client: httpx.Client) -> dict[str, Any]:
     (held,) = mill.acquire(mill.a_runner())
     mill.start(held)
     mill.append(held, 0, b"hello\n")
-    cancel = mill.now(cancel_build, LOCAL, build.id).cancel_id
+    cancel = mill.now(cancel_build, mill.site, LOCAL, build.id).cancel_id
     paths = [
         f"/api/projects/{project}",
         f"/api/projects/{project}/workflows",

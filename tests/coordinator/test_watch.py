@@ -218,7 +218,7 @@ def test_a_cancel_does_not_take_the_absence_of_the_coordinator_for_a_silence(
     held = later.a_running_step()
     watch = Watch(later.state)
     later.clock.advance(300)
-    later.now(cancel_build, LOCAL, later.step(held.step_id).build_id)
+    later.now(cancel_build, later.site, LOCAL, later.step(held.step_id).build_id)
 
     assert portal.call(watch.look) == 0
     later.clock.advance(5)

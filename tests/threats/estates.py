@@ -123,7 +123,7 @@ class Estate:
 
     def another_cancelled_build(self) -> Ids:
         made = self.another_build()
-        cancelled = self.mill.now(cancel_build, LOCAL, made["build"])
+        cancelled = self.mill.now(cancel_build, self.mill.site, LOCAL, made["build"])
         return {**made, "cancel": cancelled.cancel_id or ""}
 
     def a_held_step(self, *, begun: bool = True) -> Held:

@@ -73,7 +73,7 @@ def assert_cancelled_once(mill: Mill, build_id: str) -> None:
 @pytest.mark.threat("I16")
 def test_a_cancel_at_any_moment_ends_a_reachable_step_within_seconds(mill: Mill, stage: Stage) -> None:
     build_id, held = stage(mill)
-    mill.now(cancel_build, LOCAL, build_id)
+    mill.now(cancel_build, mill.site, LOCAL, build_id)
     begun = mill.clock()
 
     for _ in range(SILENT_S // 5):
@@ -93,7 +93,7 @@ def test_a_cancel_at_any_moment_ends_a_reachable_step_within_seconds(mill: Mill,
 @pytest.mark.threat("I16")
 def test_a_cancel_at_any_moment_ends_the_step_of_a_dead_runner(mill: Mill, stage: Stage) -> None:
     build_id, held = stage(mill)
-    mill.now(cancel_build, LOCAL, build_id)
+    mill.now(cancel_build, mill.site, LOCAL, build_id)
     begun = mill.clock()
 
     for _ in range(SILENT_S // 5):
@@ -118,7 +118,7 @@ def test_a_cancel_is_no_sign_of_life(mill: Mill) -> None:
     seen = mill.step(held.step_id).last_seen_at
     mill.clock.advance(7)
 
-    mill.now(cancel_build, LOCAL, held.claim.build_id)
+    mill.now(cancel_build, mill.site, LOCAL, held.claim.build_id)
 
     assert mill.step(held.step_id).last_seen_at == seen
 
@@ -132,7 +132,7 @@ def test_a_completion_that_was_there_first_stays(mill: Mill) -> None:
         mill.start(held)
     mill.complete(first)
 
-    cancel_id = mill.now(cancel_build, LOCAL, build.id).cancel_id or ""
+    cancel_id = mill.now(cancel_build, mill.site, LOCAL, build.id).cancel_id or ""
     mill.complete(second)
 
     assert mill.states(build) == {"first": "succeeded", "second": "cancelled"}
@@ -144,7 +144,9 @@ def test_many_cancels_at_once_give_one_receipt(mill: Mill) -> None:
     _, held = running(mill)
     assert held is not None
 
-    cancelled = together(*[lambda: mill.now(cancel_build, LOCAL, held.claim.build_id).cancel_id] * 8)
+    cancelled = together(
+        *[lambda: mill.now(cancel_build, mill.site, LOCAL, held.claim.build_id).cancel_id] * 8
+    )
 
     assert len(set(cancelled)) == 1
     assert len(mill.audited("build.cancelled")) == 1

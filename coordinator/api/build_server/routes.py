@@ -175,7 +175,7 @@ async def retry_build(call: Call) -> Response:
 
 
 async def cancel_build(call: Call) -> Response:
-    build = await call.write(cancel_build_action, call.caller, call.path["id"])
+    build = await call.write(cancel_build_action, call.state.site, call.caller, call.path["id"])
     status = shapes.build_out(build).status
     receipt = shapes.CancelOut(cancel_id=build.cancel_id or "", build_id=build.id, status=status)
     return json_answer(receipt, 202)

@@ -60,7 +60,7 @@ async def start_build(call: Call) -> Response:
 
 
 async def cancel_build(call: Call) -> Response:
-    build = await call.write(cancel_unfinished_build, call.caller, call.path["id"])
+    build = await call.write(cancel_unfinished_build, call.state.site, call.caller, call.path["id"])
     return json_answer(shapes.execution(build))
 
 
