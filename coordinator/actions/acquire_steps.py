@@ -6,6 +6,7 @@ from typing import Any
 import structlog
 from sqlmodel import Session
 
+from coordinator.actions.end_unheard import end_unheard
 from coordinator.actions.give_secrets import SecretsRefused
 from coordinator.actions.render_claim import TooManyInputs, render_claim
 from coordinator.actions.runner_session import require_session
@@ -94,10 +95,10 @@ def _claim(tx: Session, runner: Any, said: Acquire, *, now: datetime) -> list[An
 
 def _fail(tx: Session, site: Site, step: Any, reason: Reason, detail: str | None, *, now: datetime) -> None:
     builds.lock_build(tx, step.build_id)
-    steps.move_step(tx, step.id, StepEvent.FAIL, attempt=step.attempt, finished_at=now, reason=reason)
-    attempts.change_attempt(
-        tx, step.id, step.attempt, outcome=StepState.FAILED, reason=reason, detail=detail, finished_at=now
-    )
-    about = {"state": str(StepState.FAILED), "reason": str(reason)}
+    step = steps.get_step(tx, step.id)  # what is handed out again may have said something meanwhile
+    failed = StepState.FAILED
+    if not end_unheard(tx, site, step, StepEvent.FAIL, outcome=failed, reason=reason, detail=detail, now=now):
+        return
+    about = {"state": str(failed), "reason": str(reason)}
     audit.record_step(tx, SYSTEM, "step.finished", step, now=now, **about)
     settle_build(tx, site, step.build_id, [step], reason=reason, now=now)

@@ -27,13 +27,12 @@ def end_unheard(
     *,
     outcome: str,
     reason: str | None,
-    has_gap: bool,
     now: datetime,
+    detail: str | None = None,
     unheard_since: datetime | None = None,
 ) -> bool:
     """Move the step and close its attempt; False when it has moved on, or was heard after `unheard_since`."""
-    size = step.log_size
-    whole = _write_unended(tx, site, step)
+    whole = write_unended(tx, site, step)
     moved = steps.move_step(
         tx,
         step.id,
@@ -44,21 +43,27 @@ def end_unheard(
         reason=reason,
         log_size=whole,
     )
-    if not moved:
-        return False
-    if whole > size:
-        logs.insert_append(tx, step, offset=size, length=whole - size, now=now)
+    if moved:
+        close_unheard(tx, step, whole, outcome=outcome, reason=reason, detail=detail, now=now)
+    return moved
+
+
+def close_unheard(tx: Session, step: Any, whole: int, *, now: datetime, **ended: Any) -> None:
+    """Close the attempt of a step as it stood before it moved, its log being `whole` bytes long now.
+
+    What never began and has said nothing has a log that is complete.
+    """
+    if whole > step.log_size:
+        logs.insert_append(tx, step, offset=step.log_size, length=whole - step.log_size, now=now)
     attempts.end_attempt(
         tx,
         step.id,
         step.attempt,
-        has_gap=has_gap,
-        outcome=outcome,
-        reason=reason,
+        has_gap=_may_lack_bytes(step),
         finished_at=now,
         log_size=whole,
+        **ended,
     )
-    return True
 
 
 def close_log_before(tx: Session, site: Site, step: Any, *, now: datetime) -> None:
@@ -105,16 +110,21 @@ def _last_begun(tx: Session, step: Any, *, until: int) -> Any:
     return begun[-1] if begun else None
 
 
-def _write_unended(tx: Session, site: Site, step: Any) -> int:
+def write_unended(tx: Session, site: Site, step: Any) -> int:
     """Write the line that ends the log of a runner nobody waits for any more; its size with it.
 
     It counts only when the step is moved with that size; until then the next append overwrites it.
     """
     size: int = step.log_size
     row = attempts.find_attempt(tx, step.id, step.attempt)
-    if row is None or row.log_state != "open" or step.started_at is None:
+    if row is None or row.log_state != "open" or not _may_lack_bytes(step):
         return size
     return _write_line(site, step, step.attempt, size)
+
+
+def _may_lack_bytes(step: Any) -> bool:
+    """Its script may have run, or its preparation has said something that may not be all."""
+    return step.started_at is not None or step.log_size > 0
 
 
 def _write_line(site: Site, step: Any, attempt: int, size: int) -> int:

@@ -46,7 +46,6 @@ def _force(tx: Session, site: Site, step: Any, *, now: datetime) -> int:
         event,
         outcome=state if state is StepState.CANCELLED else FORCED,
         reason=reason,
-        has_gap=step.started_at is not None,
         now=now,
     )
     if not has_ended:

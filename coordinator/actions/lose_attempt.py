@@ -5,13 +5,13 @@ from typing import Any
 
 from sqlmodel import Session
 
-from coordinator.actions.end_unheard import LOST, end_unheard
+from coordinator.actions.end_unheard import LOST, close_unheard, end_unheard, write_unended
 from coordinator.actions.settle_build import settle_build
 from coordinator.rules.access import SYSTEM
 from coordinator.rules.retries import Retry, next_retry
 from coordinator.rules.transitions import StepEvent
 from coordinator.site import Site
-from coordinator.store import attempts, audit, builds, steps
+from coordinator.store import audit, builds, steps
 from shared.reasons import Reason
 from shared.states import StepState
 
@@ -43,7 +43,7 @@ def _give_up(
     retry = next_retry(step, Reason.RUNNER_LOST, exit_code=None)
     if retry is not None:
         event = "step.requeued"
-        is_lost = _requeue(tx, step, retry, now=now, unheard_since=unheard_since, **named)
+        is_lost = _requeue(tx, site, step, retry, now=now, unheard_since=unheard_since, **named)
     else:
         event = "step.finished"
         is_lost = end_unheard(
@@ -53,7 +53,6 @@ def _give_up(
             StepEvent.FAIL,
             outcome=LOST,
             reason=Reason.RUNNER_LOST,
-            has_gap=True,
             now=now,
             unheard_since=unheard_since,
         )
@@ -66,8 +65,17 @@ def _give_up(
 
 
 def _requeue(
-    tx: Session, step: Any, retry: Retry, *, now: datetime, unheard_since: datetime | None, **named: Any
+    tx: Session,
+    site: Site,
+    step: Any,
+    retry: Retry,
+    *,
+    now: datetime,
+    unheard_since: datetime | None,
+    **named: Any,
 ) -> bool:
+    # who had begun may come back and go on with its log
+    whole = write_unended(tx, site, step) if step.started_at is None else step.log_size
     moved = steps.move_step(
         tx,
         step.id,
@@ -77,17 +85,9 @@ def _requeue(
         infra_retries=retry.infra_retries,
         not_before=now + retry.delay,
         reason=Reason.RUNNER_LOST,
+        log_size=whole,
         **named,
     )
     if moved:
-        attempts.end_attempt(
-            tx,
-            step.id,
-            step.attempt,
-            has_gap=True,
-            outcome=LOST,
-            reason=Reason.RUNNER_LOST,
-            finished_at=now,
-            log_size=step.log_size,
-        )
+        close_unheard(tx, step, whole, outcome=LOST, reason=Reason.RUNNER_LOST, now=now)
     return moved

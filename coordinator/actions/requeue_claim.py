@@ -5,12 +5,13 @@ from typing import Any
 
 from sqlmodel import Session
 
+from coordinator.actions.end_unheard import close_unheard, write_unended
 from coordinator.actions.settle_build import settle_build
 from coordinator.rules.access import Caller
 from coordinator.rules.limits import event_of_stop
 from coordinator.rules.transitions import StepEvent
 from coordinator.site import Site
-from coordinator.store import attempts, audit, builds, steps
+from coordinator.store import audit, builds, steps
 from shared.states import FINAL_STEP_STATES, StepState
 
 
@@ -22,6 +23,8 @@ def requeue_claim(
     `step` is the row as it was found; False when its runner has been heard since, or it has moved on.
     """
     builds.lock_build(tx, step.build_id)
+    held = steps.get_step(tx, step.id)  # it may have said something before its build was held
+    whole = write_unended(tx, site, held)
     moved = steps.move_step(
         tx,
         step.id,
@@ -31,6 +34,7 @@ def requeue_claim(
         runner_id=None,
         request_id=None,
         not_before=now,
+        log_size=whole,
     )
     current = steps.get_step(tx, step.id)  # it may be told to stop at any moment, by who does not hold it
     if not moved and current.cancel_requested_at is not None:
@@ -44,17 +48,10 @@ def requeue_claim(
             unheard_since=step.last_seen_at,
             finished_at=now,
             reason=current.cancel_reason,
+            log_size=whole,
         )
     if moved:
-        attempts.change_attempt(
-            tx,
-            step.id,
-            step.attempt,
-            outcome=outcome,
-            detail=detail,
-            finished_at=now,
-            log_size=current.log_size,
-        )
+        close_unheard(tx, held, whole, outcome=outcome, detail=detail, now=now)
         _record(tx, caller, step, outcome, detail or current.cancel_reason, now=now)
         if outcome in FINAL_STEP_STATES:
             settle_build(tx, site, step.build_id, [step], reason=current.cancel_reason, now=now)

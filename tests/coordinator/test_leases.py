@@ -418,7 +418,8 @@ def test_the_log_of_an_attempt_that_was_lost_released_or_given_up_stays_readable
     later.expire()
 
     assert later.attempts(lost.step_id)[0].log_size == 5
-    assert [one.log_size for one in later.attempts(cancelled.step_id)] == [9, 10]
+    sizes = [one.log_size for one in later.attempts(cancelled.step_id)]
+    assert sizes == [9 + len(UNENDED % 9), 10 + len(UNENDED % 10)]
 
 
 def test_the_log_of_a_lost_attempt_says_so_once_another_attempt_runs(later: Mill) -> None:

@@ -1,4 +1,4 @@
-"""The log of a lost attempt says so, also where its step ends and nothing starts again."""
+"""The log of an attempt whose end nobody told says so, also where its step never starts again."""
 
 from collections.abc import Callable
 from typing import Any
@@ -151,3 +151,83 @@ def test_who_comes_back_in_time_finds_its_log_as_it_was(later: Mill) -> None:
     assert orders[0].reason == "revived"
     assert log(later, lost) == HALF
     assert later.attempts(lost.step_id)[0].log_state == "complete"
+
+
+# Attempts that ended before they began
+
+
+def give_back(mill: Mill, held: Held) -> None:
+    release(mill, held)
+
+
+def never_speak_again(mill: Mill, _held: Held) -> None:
+    mill.clock.advance(21)
+    assert mill.expire() == 1
+
+
+def fall_silent_after_a_heartbeat(mill: Mill, held: Held) -> None:
+    mill.heartbeat(held.runner, held)
+    mill.clock.advance(LOST_AFTER)
+    assert mill.expire() == 1
+
+
+def give_back_when_told_to_stop(mill: Mill, held: Held) -> None:
+    cancel(mill, held)
+    release(mill, held)
+
+
+def be_forced(mill: Mill, held: Held) -> None:
+    cancel(mill, held)
+    mill.clock.advance(21)
+    assert mill.expire() == 1
+
+
+UNBEGUN = pytest.mark.parametrize(
+    "end",
+    [give_back, never_speak_again, fall_silent_after_a_heartbeat, give_back_when_told_to_stop, be_forced],
+)
+
+
+@UNBEGUN
+def test_an_attempt_that_never_began_and_said_nothing_has_a_complete_log(later: Mill, end: End) -> None:
+    held = later.an_acquired_step()
+
+    end(later, held)
+
+    (attempt,) = later.attempts(held.step_id)
+    assert (attempt.log_state, attempt.log_size) == ("complete", 0)
+
+
+@UNBEGUN
+def test_what_an_attempt_said_before_it_began_ends_with_a_line(later: Mill, end: End) -> None:
+    held = later.an_acquired_step()
+    later.append(held, 0, HALF)
+
+    end(later, held)
+
+    (attempt,) = later.attempts(held.step_id)
+    assert (attempt.log_state, attempt.log_size) == ("gap", len(WHOLE))
+    assert later.step(held.step_id).log_size == len(WHOLE)
+    assert log(later, held) == WHOLE
+
+
+def test_a_line_before_the_beginning_is_written_once(later: Mill) -> None:
+    held = later.an_acquired_step()
+    later.append(held, 0, HALF)
+    fall_silent_after_a_heartbeat(later, held)
+
+    later.start(again(later))
+    cancel(later, held)
+    later.clock.advance(21)
+    later.expire()
+
+    assert log(later, held) == WHOLE
+
+
+def test_a_claim_that_cannot_be_handed_out_has_a_complete_log(later: Mill) -> None:
+    lost = a_lost_step(later)
+
+    poison(later, lost)
+
+    second = later.attempts(lost.step_id)[1]
+    assert (second.outcome, second.log_state, second.log_size) == ("failed", "complete", 0)
