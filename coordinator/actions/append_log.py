@@ -87,12 +87,12 @@ def store_log(
     return Appended(size + len(kept), action, is_full, step.build_id if kept else None)
 
 
-def end_with_gap(tx: Session, site: Site, step: Any, *, now: datetime) -> None:
-    """The runner has more of the log and cannot deliver it: the log ends with a line that says so."""
+def end_with_gap(tx: Session, site: Site, step: Any, line: bytes, *, now: datetime) -> None:
+    """The runner has more of the log, or may have: the log ends with a line that says behind which byte."""
     row = attempts.find_attempt(tx, step.id, step.attempt)
     if row is not None and row.log_state == "open":
         size = step.log_size
-        store_log(tx, site, step, GAP % size, size=size, action=Action.CONTINUE, now=now)
+        store_log(tx, site, step, line % size, size=size, action=Action.CONTINUE, now=now)
 
 
 def forget_log(tx: Session, site: Site, caller: Caller, step_id: str, proof: LeaseProof) -> None:

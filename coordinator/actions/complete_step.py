@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlmodel import Session
 
-from coordinator.actions.append_log import end_with_gap, store_log
-from coordinator.actions.end_unheard import close_log_before
+from coordinator.actions.append_log import GAP, end_with_gap, store_log
+from coordinator.actions.end_unheard import UNENDED, close_log_before
 from coordinator.actions.leased_step import LeaseProof, get_attempt, hold_attempt
 from coordinator.actions.revive_step import revive_step
 from coordinator.actions.settle_build import settle_build
@@ -89,9 +89,10 @@ def complete_step(
         revive_step(tx, caller, step, now=now)
         step = steps.get_step(tx, step.id)
     _require_whole_log(tx, step, said, sealed)
-    if said.log_gap and said.log_size is None:
-        end_with_gap(tx, site, step, now=now)
+    if said.log_size is None and (said.log_gap or step.log_size):
+        end_with_gap(tx, site, step, GAP if said.log_gap else UNENDED, now=now)
         step = steps.get_step(tx, step_id)
+        said = said.model_copy(update={"log_gap": True})
     if said.status == "success":
         _require_within_limits(site, said)
         _require_outputs(tx, step, said)

@@ -4,6 +4,7 @@ import hashlib
 
 import pytest
 
+from coordinator.actions.end_unheard import UNENDED
 from coordinator.settings import Settings
 from tests.factories import ON_SQLITE, Api, HeldOverHttp, Mill, a_spec, a_step, together
 
@@ -210,6 +211,42 @@ def test_a_log_whose_end_cannot_be_delivered_ends_with_a_line_that_says_so(api: 
     attempt = state_of(held)["attempts"][0]  # type: ignore[index]
     assert (attempt["logSize"], attempt["logState"]) == (len(log), "gap")
     assert log.startswith(b"hello\n\n[buildmill] error: bytes are missing here, behind byte 6: ")
+
+
+@pytest.mark.parametrize(("status", "state"), [("success", "SUCCESS"), ("failed", "FAILED")])
+def test_a_log_whose_size_nobody_names_ends_with_a_line_that_says_so(
+    api: Api, status: str, state: str
+) -> None:
+    held = api.a_running_step()
+    held.append(0, b"hello\n")
+
+    assert [held.complete(status).status_code for _ in range(2)] == [200, 200]
+
+    log = held.client.get(f"/api/steps/{held.step_id}/log").content
+    step = state_of(held)
+    attempt = step["attempts"][0]  # type: ignore[index]
+    assert log == b"hello\n" + UNENDED % 6
+    assert (step["status"], attempt["logSize"], attempt["logState"]) == (state, len(log), "gap")
+
+
+def test_a_log_without_a_byte_is_complete_also_when_nobody_names_its_size(api: Api) -> None:
+    held = api.a_running_step()
+
+    assert held.complete().status_code == 200
+
+    attempt = state_of(held)["attempts"][0]  # type: ignore[index]
+    assert (attempt["logSize"], attempt["logState"]) == (0, "complete")
+
+
+def test_the_log_that_a_bare_completion_brings_is_complete(api: Api) -> None:
+    build = api.a_build()
+    step_id = build["steps"][0]["id"]
+
+    api.post(f"/api/runner/{step_id}/complete", {"status": "success", "logs": "all of it\n"}, 200)
+
+    (attempt,) = api.build(build["id"])["steps"][0]["attempts"]
+    assert (attempt["logSize"], attempt["logState"]) == (10, "complete")
+    assert api.client.get(f"/api/steps/{step_id}/log").content == b"all of it\n"
 
 
 def test_a_step_that_printed_nothing_has_an_empty_log(api: Api) -> None:

@@ -20,6 +20,7 @@ from coordinator.actions.complete_step import (
     require_step,
 )
 from coordinator.actions.complete_step import complete_step as complete_step_action
+from coordinator.actions.leased_step import LeaseProof
 from coordinator.actions.record_cleaning import record_cleaning as record_cleaning_action
 from coordinator.actions.register_runner import register_runner as register_runner_action
 from coordinator.actions.release_step import release_step as release_step_action
@@ -256,18 +257,21 @@ async def complete_step(call: Call) -> Response:
     else:
         step = (site, call.caller, step_id, proof)
         sealed = EMPTY_LOG if call.body.log_size == 0 else await _seal(call, step)
-        # what ends before it starts may end the log of an attempt that was lost before it
-        takes_long = proof.attempt > 1 or _takes_long(call.body)
-        write = call.write if takes_long else call.write_shortly
+        write = call.write if _takes_long(call.body, proof, sealed) else call.write_shortly
         verdict = await write(complete_step_action, *step, call.body, sealed)
     call.state.tally.completions[call.body.status] += 1
     call.state.bell.ring(READY, log_topic(step_id))
     return json_answer(_completed(verdict))
 
 
-def _takes_long(said: Completion) -> bool:
-    """True when the event loop should not wait for its transaction: many rows, or a line in a log."""
-    return len(said.artifacts) > MOST_OUTPUTS_AT_ONCE or said.log_gap is not None
+def _takes_long(said: Completion, proof: LeaseProof, sealed: SealedLog) -> bool:
+    """True when the event loop should not wait for its transaction: many rows, or a line in a log.
+
+    A later attempt that ends before it starts may end the log of one that was lost before it.
+    """
+    is_log_unsaid = said.log_size is None and sealed.size > 0
+    is_log_ended = said.log_gap is not None or is_log_unsaid or proof.attempt > 1
+    return is_log_ended or len(said.artifacts) > MOST_OUTPUTS_AT_ONCE
 
 
 async def _seal(call: Call, step: Any) -> SealedLog:
