@@ -52,8 +52,8 @@ def _stop_steps(tx: Session, build_id: str, cancel_id: str, *, now: datetime) ->
     stops.request_stop_of_build(tx, build_id, reason=Reason.CANCELLED, now=now)
     leased = stops.list_leased(tx, build_id)
     stopped = [(step.id, step.attempt) for step in leased]
-    # a runner that was given up may still have the container, whether or not another took the step over
-    stopped += cancels.list_lost_attempts(tx, [step.id for step in [*waited, *leased]])
+    # a runner that was given up may still have the container, also of a step that has failed
+    stopped += cancels.list_lost_attempts(tx, build_id)
     named = {step_id for step_id, _ in stopped}
     stopped += [(step.id, cancels.NO_ATTEMPT) for step in waited if step.id not in named]
     cancels.insert_cancel(tx, cancel_id, build_id, stopped, now=now)

@@ -1,6 +1,6 @@
 """Receipts of cancellations: which attempts had to stop, and what became of them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -9,7 +9,8 @@ from sqlalchemy.engine import Row
 from sqlmodel import Session
 
 from coordinator.errors import NotFound
-from coordinator.store.statements import given_any
+from coordinator.store.rounds import IS_LATEST
+from coordinator.store.statements import given
 from coordinator.tables import Cancel, CancelStep, Step, StepAttempt, table_of
 
 CANCELS = table_of(Cancel)
@@ -18,8 +19,17 @@ STEPS = table_of(Step)
 ATTEMPTS = table_of(StepAttempt)
 NO_ATTEMPT = 0
 
-_LOST = select(ATTEMPTS.c.step_id, ATTEMPTS.c.attempt).where(
-    given_any(ATTEMPTS.c.step_id), ATTEMPTS.c.outcome == "lost", ATTEMPTS.c.cleaned_at.is_(None)
+UNTOLD = ("lost", "forced")  # outcomes of attempts that ended without the word of their runner
+
+_UNTOLD = (
+    select(ATTEMPTS.c.step_id, ATTEMPTS.c.attempt)
+    .join(STEPS, STEPS.c.id == ATTEMPTS.c.step_id)
+    .where(
+        STEPS.c.build_id == given(STEPS.c.build_id),
+        IS_LATEST,
+        ATTEMPTS.c.outcome.in_(UNTOLD),
+        ATTEMPTS.c.cleaned_at.is_(None),
+    )
 )
 
 
@@ -37,11 +47,12 @@ def insert_cancel(
         connection.execute(insert(CANCEL_STEPS), rows)
 
 
-def list_lost_attempts(tx: Session, step_ids: Sequence[str]) -> list[tuple[str, int]]:
-    """Attempts of these steps whose runner fell silent and has not said that their remains are gone."""
-    if not step_ids:
-        return []
-    rows = tx.connection().execute(_LOST, {"any_step_id": list(step_ids)})
+def list_lost_attempts(tx: Session, build_id: str) -> list[tuple[str, int]]:
+    """Attempts of the steps that count now whose runner was given up, and has not said what is left of them.
+
+    Also of steps that have failed with them.
+    """
+    rows = tx.connection().execute(_UNTOLD, {"the_build_id": build_id})
     return [(row.step_id, row.attempt) for row in rows]
 
 

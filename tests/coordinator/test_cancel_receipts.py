@@ -292,3 +292,55 @@ def test_an_unknown_step_or_receipt_is_404(api: Api) -> None:
 
     assert answer.status_code == 404
     assert api.get("/api/cancels/nope", status=404)["code"] == "not_found"
+
+
+def test_a_step_that_failed_with_its_runner_is_on_the_receipt_of_a_later_cancel(later: Mill) -> None:
+    later.a_build([a_step("a", exclusive=True), a_step("b")])
+    held = {one.claim.name: one for one in later.acquire(later.a_runner(), slots=1)}
+    later.start(held["a"])
+    for _ in range(6):
+        later.clock.advance(60)
+        later.expire()
+    assert later.step(held["a"].step_id).reason == "runner_lost"
+
+    cancel_id = cancelled(later, held["a"])
+
+    view = receipt(later, cancel_id)
+    assert [(step.row.name, step.state, step.is_confirmed) for step in view.steps] == [
+        ("a", "failed", False),
+        ("b", "cancelled", True),
+    ]
+    assert not view.is_done
+    clean(later, held["a"])
+    assert (receipt(later, cancel_id).is_done, receipt(later, cancel_id).is_confirmed) == (True, True)
+
+
+def test_a_step_that_was_ended_by_force_is_on_the_receipt_of_a_later_cancel(later: Mill) -> None:
+    later.a_build([a_step("a", timeoutSeconds=10), a_step("b")])
+    (held,) = later.acquire(later.a_runner(), slots=1)
+    later.start(held)
+    for _ in range(40):
+        later.clock.advance(30)
+        later.heartbeat(held.runner, held)
+        later.expire()
+    assert (later.step(held.step_id).state, later.attempts(held.step_id)[0].outcome) == ("failed", "forced")
+
+    view = receipt(later, cancelled(later, held))
+
+    assert [(step.row.name, step.state, step.is_confirmed) for step in view.steps] == [
+        ("a", "failed", False),
+        ("b", "cancelled", True),
+    ]
+
+
+def test_what_has_been_cleaned_up_before_the_cancel_is_not_on_its_receipt(later: Mill) -> None:
+    later.a_build([a_step("a", exclusive=True), a_step("b")])
+    (held,) = later.acquire(later.a_runner(), slots=1)
+    later.start(held)
+    later.clock.advance(400)
+    later.expire()
+    clean(later, held)
+
+    view = receipt(later, cancelled(later, held))
+
+    assert [step.row.name for step in view.steps] == ["b"]
