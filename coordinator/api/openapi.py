@@ -17,7 +17,7 @@ from coordinator.api.endpoint import Answer, Endpoint
 from coordinator.api.executions import operations as executions
 from coordinator.api.idempotency import KEY_HEADER, KEY_PATTERN
 from coordinator.api.identify import TENANT_HEADER
-from coordinator.rules.access import Audience, Scope
+from coordinator.rules.access import Audience, Policy, Scope
 from shared.paths import ATTEMPT_HEADER, LEASE_HEADER
 
 Json = dict[str, Any]
@@ -204,11 +204,17 @@ def _parameters(endpoint: Endpoint) -> Iterator[Json]:
             "schema": {"type": "string", **patterns.PATH_WORDS.get(name, {})},
         }
     yield from _query_parameters(endpoint)
-    if endpoint.policy.scope is Scope.HEADER:
-        yield _header(TENANT_HEADER, "The tenant that this is about", _TENANT, required=True)
+    yield from _tenant_header(endpoint.policy)
     yield from _lease_headers(endpoint)
     yield from _transfer_headers(endpoint)
     yield from _key_header(endpoint)
+
+
+def _tenant_header(policy: Policy) -> Iterator[Json]:
+    """Required on one surface; elsewhere who belongs to several tenants may say which one is meant."""
+    is_required = policy.scope is Scope.HEADER
+    if is_required or (policy.audience is Audience.USER and policy.scope in (Scope.TENANT, Scope.RESOURCE)):
+        yield _header(TENANT_HEADER, "The tenant that this is about", _TENANT, required=is_required)
 
 
 def _path_description(path: str, name: str) -> str:

@@ -8,7 +8,7 @@ from pydantic import Field
 from coordinator.access_tables import ApiToken, User
 from coordinator.api.build_server.shapes import Input, Shape
 from coordinator.api.endpoint import Query, QueryInt
-from coordinator.rules.permissions import Role
+from coordinator.rules.permissions import GRANTABLE, Role
 from coordinator.tables import Tenant
 from shared.clock import to_wire
 
@@ -102,7 +102,7 @@ class TokenIn(Input):
 
     name: Annotated[str, Field(min_length=1, max_length=100, description="What it is for")]
     permissions: Annotated[
-        list[Annotated[str, Field(max_length=64)]],
+        list[Annotated[str, Field(max_length=64, json_schema_extra={"enum": sorted(GRANTABLE)})]],
         Field(min_length=1, max_length=100, description="What it may do, at most what its maker may"),
     ]
     expires_in_seconds: Annotated[

@@ -11,7 +11,7 @@ from coordinator.actions.refresh_login import refresh_login as refresh_login_act
 from coordinator.actions.show_account import show_account as show_account_action
 from coordinator.api.endpoint import Answer, Call, Endpoint, json_answer
 from coordinator.api.executions import auth_shapes
-from coordinator.api.executions.operations import operation
+from coordinator.api.executions.operations import error, operation
 from coordinator.errors import CoordinatorError, Denied, Invalid, Unauthenticated
 from coordinator.passwords import WeakPassword
 from coordinator.rules.access import Audience, Policy
@@ -65,6 +65,11 @@ async def change_password(call: Call) -> Response:
 
 
 _LOGIN = Policy(Audience.ANYONE, "login:create")
+_REFUSALS = {
+    401: error("Not these credentials"),
+    429: error("Too many failed logins, or too many requests; see Retry-After"),
+    503: error("Cannot be answered now; see Retry-After"),
+}
 _OWN = Policy(Audience.USER, "account:read")
 _TAG = "Authentication"
 
@@ -78,6 +83,7 @@ ENDPOINTS: list[Endpoint] = [
         tag=_TAG,
         policy=_LOGIN,
         body=auth_shapes.LoginIn,
+        errors=_REFUSALS,
         ok={200: Answer("The login", auth_shapes.LoginOut)},
     ),
     operation(
@@ -89,6 +95,7 @@ ENDPOINTS: list[Endpoint] = [
         tag=_TAG,
         policy=_LOGIN,
         body=auth_shapes.RefreshIn,
+        errors=_REFUSALS,
         ok={200: Answer("The login", auth_shapes.LoginOut)},
     ),
     operation(

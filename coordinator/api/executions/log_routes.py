@@ -21,7 +21,7 @@ from coordinator.api.executions.log_shapes import (
     message_line,
     message_text,
 )
-from coordinator.api.executions.operations import operation
+from coordinator.api.executions.operations import error, operation
 from coordinator.errors import Invalid, NotFound, Unavailable
 from coordinator.rules.access import Audience, Policy, Scope
 from coordinator.rules.log_lines import behind
@@ -112,6 +112,7 @@ ENDPOINTS: list[Endpoint] = [
         tag="Authentication",
         policy=Policy(Audience.USER, "ticket:create", Scope.RESOURCE),
         body=TicketIn,
+        errors={404: error("There is no such build")},
         ok={201: Answer("The ticket", TicketOut)},
     ),
 ]
