@@ -57,9 +57,9 @@ class Story:
         if event == "claim":
             self._claim()
         elif event == "cancel":
-            self._try(cancel_build)
+            self._try(cancel_build, self.mill.site, LOCAL, self.build.id)
         elif event.startswith("retry"):
-            self._try(retry_build, StepsToRetry(event.split()[1]))
+            self._try(retry_build, LOCAL, self.build.id, StepsToRetry(event.split()[1]))
         elif event == "silence":
             self._fall_silent()
         elif held is not None:
@@ -80,7 +80,7 @@ class Story:
 
     def _try(self, action: Any, *args: Any) -> None:
         try:
-            self.mill.now(action, LOCAL, self.build.id, *args)
+            self.mill.now(action, *args)
         except Conflict:
             pass  # refused, and nothing may have changed: the check says so
 
