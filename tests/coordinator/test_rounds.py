@@ -92,7 +92,8 @@ class Story:
 
     def _end(self, held: Held, how: str) -> None:
         self.held.remove(held)
-        is_current = self.mill.step(held.step_id).state == StepState.RUNNING
+        step = self.mill.step(held.step_id)
+        is_current = (step.state, step.attempt) == (StepState.RUNNING, held.claim.attempt)
         if how == "succeed":
             self.marks[held.step_id] = f"{held.claim.name}-{len(self.marks)}"
             output = {"path": held.claim.name, "type": "link", "target": self.marks[held.step_id]}
