@@ -88,7 +88,8 @@ class Stage:
         """The project and the image under the drill's own names."""
         made = self.api.create("/api/projects", {"accountId": self.drill, "name": self.drill})
         self.project_id = made["id"]
-        image = {"slug": self.drill, "imageUrl": self.wish.image}
+        # its project may be of another tenant than the operator's images are
+        image = {"slug": self.drill, "imageUrl": self.wish.image, "public": True}
         self._image_id = self.api.create("/api/docker-images", image)["id"]
 
     def submit(self, steps: list[dict[str, Any]]) -> str:
