@@ -123,7 +123,8 @@ def seed(client: httpx.Client, registration_token: str) -> tuple[str, dict[str, 
     """Something of every kind; returns a runner's secret and the values worth trying, by parameter."""
     project = _made(client, "/api/projects", {"accountId": "acme", "name": "seeded"})["id"]
     client.patch(f"/api/projects/{project}", json={"repoUrl": "https://git.example/owner/name"})
-    image = _made(client, "/api/docker-images", {"slug": "base", "imageUrl": "alpine"})["id"]
+    image_of_all = {"slug": "base", "imageUrl": "alpine", "public": True}
+    image = _made(client, "/api/docker-images", image_of_all)["id"]
     step = {"name": "one", "imageSlug": "base", "dependsOn": [], "runScript": "true"}
     steps = [{**step, "cacheDirs": [], "outputPaths": []}]
     workflow = _made(client, f"/api/projects/{project}/workflows", {"name": "w", "steps": steps})["id"]
