@@ -153,9 +153,7 @@ def _plan(
 
     def known_images(slugs: Any) -> Any:
         found.update(
-            images.find_images(
-                tx, slugs, tenant_id=project.tenant_id, common_tenant_id=site.common_images
-            )
+            images.find_images(tx, slugs, tenant_id=project.tenant_id, common_tenant_id=site.common_images)
         )
         return found
 

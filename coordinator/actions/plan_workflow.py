@@ -22,9 +22,7 @@ def plan_workflow(
 
     def known_images(slugs: Collection[str]) -> Collection[str]:
         found.update(
-            images.find_images(
-                tx, slugs, tenant_id=project.tenant_id, common_tenant_id=site.common_images
-            )
+            images.find_images(tx, slugs, tenant_id=project.tenant_id, common_tenant_id=site.common_images)
         )
         return found
 
