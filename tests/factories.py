@@ -282,9 +282,14 @@ class Mill:
         )
 
     def complete(self, held: Held, status: str = "success", **said: Any) -> Verdict:
-        """As the route does it: the log is sealed first, then the completion is written."""
+        """As the route does it: the log is sealed first, then the completion is written.
+
+        Unless told otherwise the runner names the size of its log, as ours does.
+        """
         step = (self.site, held.runner.caller, held.step_id, held.proof)
         size, path = self.tx(log_to_seal, *step)
+        if "logGap" not in said:
+            said.setdefault("logSize", size)
         sealed = SealedLog(size, self.site.logs.seal(path, size))
         completion = Completion.model_validate_json(json.dumps({"status": status, **said}))
         return self.now(complete_step, *step, completion, sealed)
