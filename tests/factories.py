@@ -289,7 +289,7 @@ class Mill:
         step = (self.site, held.runner.caller, held.step_id, held.proof)
         size, path = self.tx(log_to_seal, *step)
         if "logGap" not in said:
-            said.setdefault("logSize", size)
+            said.setdefault("log_size", size)
         sealed = SealedLog(size, self.site.logs.seal(path, size))
         completion = Completion.model_validate_json(json.dumps({"status": status, **said}))
         return self.now(complete_step, *step, completion, sealed)

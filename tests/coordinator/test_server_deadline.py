@@ -233,7 +233,7 @@ def test_two_hundred_slow_senders_do_not_keep_a_request_waiting(port: int) -> No
 
         waited = seconds_of(lambda: exchange(port, PLAIN, until=b"hello"))
 
-        assert waited < 0.5
+        assert waited < DEADLINE_S + 1  # one after another they would take a minute
         assert all(read_until_closed(sock).startswith(b"HTTP/1.1 408") for sock in crowd)
 
 
