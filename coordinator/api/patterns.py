@@ -27,6 +27,7 @@ _BRANCH = {"format": "git-branch", "examples": ["main"]}
 WORDS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "ProjectCreate": {"accountId": _NAME, "name": _NAME},
     "ProjectPatch": {"name": _NAME, "repoUrl": _URL, "defaultBranch": _BRANCH},
+    "ExecutionProjectPatch": {"repo_url": _URL, "default_branch": _BRANCH},
     "DockerImageCreate": {
         "slug": {"pattern": SLUG},
         "imageUrl": {"format": "docker-reference", "examples": ["alpine", "docker://ghcr.io/owner/name:1"]},

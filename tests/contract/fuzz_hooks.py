@@ -1,5 +1,13 @@
-"""Loaded by the fuzzer in its own environment: what texts of our formats look like."""
+"""Loaded by the fuzzer in its own environment: texts of our formats, and what nobody may be told."""
 
+import contextlib
+import json
+import os
+import re
+import zlib
+from pathlib import Path
+
+import requests
 import schemathesis
 from hypothesis import strategies as st
 
@@ -13,6 +21,14 @@ URLS = [
 ]
 URLS += ["ssh://git.example:2222/x", "https://192.0.2.1/owner/na%20me", "https://[2001:db8::1]/owner/name"]
 BRANCHES = ["main", "feature/one", "v1.0", "ümläut", "a-b_c", "deep/er/still", "x" * 244]
+
+# `hidden`: what belongs to a tenant that whoever asks has nothing to do with. `twins`: for each thing of
+# their own, one of that tenant. `known`: what there is to be named in the fields of bodies.
+TENANTS = json.loads(Path(os.environ["FUZZ_TENANTS"]).read_text()) if "FUZZ_TENANTS" in os.environ else {}
+HIDDEN, TWINS, KNOWN = (TENANTS.get(name, {}) for name in ("hidden", "twins", "known"))
+SESSION = requests.Session()
+SESSION.trust_env = False
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 schemathesis.openapi.format("docker-reference", st.sampled_from(IMAGES))
 schemathesis.openapi.format("uri", st.sampled_from(URLS))
@@ -28,7 +44,60 @@ def map_body(context, body):
     body = _without_fractions(body)
     if isinstance(body, dict) and isinstance(body.get("wait"), int) and 0 < body["wait"] <= 25:
         body["wait"] = 0
+    return _with_known_ids(body) if isinstance(body, dict) else body
+
+
+def _with_known_ids(body):
+    """Every other id that was made up gives way to one of something that there is."""
+    for name, values in KNOWN.items():
+        made_up = body.get(name)
+        if isinstance(made_up, str) and UUID.fullmatch(made_up):
+            number = zlib.crc32(made_up.encode())
+            if number % 2:
+                body[name] = values[number // 2 % len(values)]
     return body
+
+
+@schemathesis.check
+def tells_nothing_of_others(_context, response, _case):
+    """Neither a name nor an id nor a secret of the other tenant, but what the request itself has named.
+
+    What was done to one's own things is asked for once more, of those of the other tenant.
+    """
+    _look_at(response.request, response.content, response.headers)
+    if TWINS and response.status_code < 300:
+        _ask_for_twins(response.request)
+
+
+def _ask_for_twins(request):
+    url, body = _with_twins(request.url), request.body
+    if isinstance(body, bytes):
+        with contextlib.suppress(UnicodeDecodeError):
+            body = _with_twins(body.decode()).encode()
+    if (url, body) == (request.url, request.body):
+        return
+    headers = {name: value for name, value in request.headers.items() if name.lower() != "content-length"}
+    again = SESSION.request(request.method, url, data=body, headers=headers, timeout=20)
+    _look_at(again.request, again.content, again.headers)
+    is_in_path = url.partition("?")[0] != request.url.partition("?")[0]
+    assert not is_in_path or again.status_code >= 400, f"lets in to another tenant: {request.method} {url}"
+
+
+def _with_twins(text):
+    for mine, theirs in TWINS.items():
+        text = text.replace(mine, theirs)
+    return text
+
+
+def _look_at(request, content, headers):
+    told = content.decode("utf-8", "replace") + str(headers)
+    found = [word for word in HIDDEN if word in told]
+    if not found:
+        return
+    body = request.body.decode("utf-8", "replace") if isinstance(request.body, bytes) else str(request.body)
+    said = f"{request.url} {request.headers} {body}"
+    beyond = [word for word in found if word not in said]
+    assert not beyond, f"tells of another tenant at {request.method} {request.url}: {beyond[:5]}"
 
 
 def _without_fractions(value):

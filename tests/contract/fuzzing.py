@@ -6,8 +6,10 @@ kind is made first: without real ids most requests would end at a 404.
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -20,6 +22,9 @@ from typing import Any
 
 import httpx
 
+from coordinator.app import ALL_ENDPOINTS
+from tests.contract.fuzz_tenants import Filling, FuzzTenant, gone_from, rows_in, telling_words
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 FUZZER = ROOT / ".venv-fuzz" / "bin" / "schemathesis"
@@ -29,41 +34,149 @@ LONGEST_RUN_S = 6 * 3600
 # What the fuzzer lets through for requests that fit the schema, unless it is told otherwise.
 USUAL_STATUSES = ["2xx", "3xx", 401, 403, 404, 409, 429, "5xx"]
 
+# A limit would answer most of what the fuzzer asks.
+UNLIMITED = {
+    "BUILDMILL_RATE_LIMIT": "0",
+    "BUILDMILL_RATE_LIMIT_PEER": "0",
+    "BUILDMILL_ACCESS_TOKEN_MINUTES": "1440",
+}
+# Where the fuzzer finds what it shows for each scheme of the specification.
+SCHEMES = {"user": "USER_TOKEN", "runner": "RUNNER_SECRET", "enrolment": "ENROLMENT_TOKEN"}
+# Who asks beside another tenant, those who may the least first.
+ROLES = ("nobody", "viewer", "program", "developer", "admin", "owner")
+# These end the credential that asks, or would with the right words.
+ENDING = {"POST /api/v1/auth/logout", "POST /api/v1/auth/password"}
+
 
 def main() -> int:
     options = _options()
     with tempfile.TemporaryDirectory(prefix="buildmill-fuzz-") as folder:
         work = Path(folder)
         with running_coordinator(work / "data") as client:
-            secret, seeds = seed(client, (work / "data/keys/registration-token").read_text().strip())
-            config = work / "schemathesis.toml"
-            config.write_text(configuration(seeds))
-            environment = {
-                **os.environ,
-                "USER_TOKEN": client.headers["Authorization"].removeprefix("Bearer "),
-                "RUNNER_SECRET": secret,
-                "ENROLMENT_TOKEN": (work / "data/keys/registration-token").read_text().strip(),
-                "SCHEMATHESIS_HOOKS": "fuzz_hooks",
-                "PYTHONPATH": str(HERE),
-                "NO_PROXY": "127.0.0.1",
-            }
-            command = [str(FUZZER), "--config-file", str(config), "run", f"{client.base_url}/openapi.json"]
-            command += ["--max-examples", str(options.examples), "--seed", str(options.seed), "--no-color"]
-            command += ["--phases", options.phases, "--workers", "1", "--continue-on-failure"]
-            command += ["--request-timeout", "20", "--warnings", "off", "--generation-database", "none"]
-            command += options.more
-            code = subprocess.run(
-                command,
-                cwd=work,
-                env=environment,
-                timeout=LONGEST_RUN_S,
-                check=False,
-                stdin=subprocess.DEVNULL,
-            ).returncode
-            alive = client.get("/readyz").status_code == 200
-    if not alive:
-        print("fuzz: the coordinator no longer answers", file=sys.stderr)
-    return code if alive else 1
+            fuzz = fuzz_roles if options.roles else fuzz_operator
+            failed = fuzz(options, work, client)
+            if client.get("/readyz").status_code != 200:
+                failed.append("the coordinator no longer answers")
+    for name in failed:
+        print(f"fuzz: {name}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def fuzz_operator(options: argparse.Namespace, work: Path, client: httpx.Client) -> list[str]:
+    """Everything, as who may do everything; what went wrong."""
+    enrolment = (work / "data/keys/registration-token").read_text().strip()
+    secret, seeds = seed(client, enrolment)
+    credentials = {
+        "USER_TOKEN": client.headers["Authorization"].removeprefix("Bearer "),
+        "RUNNER_SECRET": secret,
+        "ENROLMENT_TOKEN": enrolment,
+    }
+    is_right = run_fuzzer(options, work, client, seeds, credentials, ["--phases", options.phases])
+    return [] if is_right else ["as the operator: see above"]
+
+
+def fuzz_roles(options: argparse.Namespace, work: Path, client: httpx.Client) -> list[str]:
+    """As everybody who belongs to one tenant and has nothing to do with another; what went wrong.
+
+    Whoever may do the least begins: an owner may well delete what the others would have looked at.
+    """
+    database = work / "data" / "buildmill.db"
+    mine = Filling(client, "acme").fill()
+    before = rows_in(database)
+    theirs = Filling(client, f"rivals-{secrets.token_hex(4)}").fill()
+    only_theirs = rows_in(database) - before
+    hidden = telling_words(only_theirs) - telling_words(before)
+    hidden |= {theirs.word, theirs.word.upper(), theirs.account, *theirs.told_once}
+    # mostly one's own: what is refused at the door tells little
+    seeds = {name: mine.values[name] * 3 + theirs.values[name] for name in mine.values}
+    known = {"hidden": sorted(hidden), "twins": _twins(mine, theirs), "known": _in_bodies(seeds)}
+    (work / "tenants.json").write_text(json.dumps(known))
+    failed = []
+    for number, role in enumerate(ROLES):
+        if role not in options.roles:
+            continue
+        chosen = operations_of(client, number + options.part, options.share)
+        for operations in (chosen - ENDING, chosen & ENDING):  # what ends the credential comes last
+            if operations and not fuzz_role(options, work, client, role, mine, seeds, operations):
+                failed.append(f"as {role}: see above")
+    failed += [f"changed for the other tenant: {row}" for row in gone_from(only_theirs, rows_in(database))]
+    return failed
+
+
+def fuzz_role(
+    options: argparse.Namespace,
+    work: Path,
+    client: httpx.Client,
+    role: str,
+    mine: FuzzTenant,
+    seeds: dict[str, list[str]],
+    operations: set[str],
+) -> bool:
+    """Whether the coordinator held to its specification and to the walls between tenants."""
+    print(f"fuzz: {len(operations)} operations as {role}", flush=True)
+    token = mine.credentials.get(role)
+    more = {"FUZZ_TENANTS": str(work / "tenants.json")}
+    if token is not None:
+        runner, enrolment = mine.credentials["runner"], mine.credentials["enrolment"]
+        more |= {"USER_TOKEN": token, "RUNNER_SECRET": runner, "ENROLMENT_TOKEN": enrolment}
+    wish = ["--phases", "coverage,fuzzing"]
+    for name in sorted(operations):
+        wish += ["--include-name", name]
+    is_right = run_fuzzer(options, work, client, seeds, more, wish)
+    if token is None or operations & ENDING:
+        return is_right
+    who = client.get("/api/v1/auth/me", headers={"Authorization": f"Bearer {token}"})
+    if who.status_code != 200:  # what was found after it stopped to count was found by a stranger
+        print(f"fuzz: the credential of {role} has stopped to count", flush=True)
+    return is_right and who.status_code == 200
+
+
+def operations_of(client: httpx.Client, first: int, share: int) -> set[str]:
+    """Every so many-th operation: each part takes others, and so does each role."""
+    paths = client.get("/openapi.json").json()["paths"]
+    names = sorted(f"{method.upper()} {path}" for path, item in paths.items() for method in item)
+    names.remove("GET /openapi.json")
+    return {name for number, name in enumerate(names) if (number + first) % share == 0}
+
+
+def _twins(mine: FuzzTenant, theirs: FuzzTenant) -> dict[str, str]:
+    """Both were made in the same way, so that their things stand at the same places."""
+    names = [name for name in mine.values if name != "header.X-Tenant-ID"]
+    pairs = [zip(mine.values[name], theirs.values[name], strict=True) for name in names]
+    return dict(itertools.chain.from_iterable(pairs))
+
+
+def _in_bodies(seeds: dict[str, list[str]]) -> dict[str, list[str]]:
+    workflows = seeds["workflows"]
+    fields = {"project_id": seeds["projects"], "build_id": seeds["builds"]}
+    return fields | dict.fromkeys(("workflowId", "defaultWorkflowId", "default_workflow_id"), workflows)
+
+
+def run_fuzzer(
+    options: argparse.Namespace,
+    work: Path,
+    client: httpx.Client,
+    seeds: dict[str, list[str]],
+    more: dict[str, str],
+    wish: list[str],
+) -> bool:
+    """Whether it found nothing; `more` is for its environment, credentials among it."""
+    config = work / "schemathesis.toml"
+    config.write_text(configuration(seeds, [scheme for scheme in SCHEMES if SCHEMES[scheme] in more]))
+    environment = {**os.environ, **more, "SCHEMATHESIS_HOOKS": "fuzz_hooks", "PYTHONPATH": str(HERE)}
+    command = [str(FUZZER), "--config-file", str(config), "run", f"{client.base_url}/openapi.json"]
+    command += ["--max-examples", str(options.examples), "--seed", str(options.seed), "--no-color"]
+    command += [*wish, "--workers", "1", "--continue-on-failure", "--request-timeout", "20"]
+    command += ["--warnings", "off", "--generation-database", "none", *options.more]
+    ended = subprocess.run(
+        command,
+        cwd=work,
+        env={**environment, "NO_PROXY": "127.0.0.1"},
+        timeout=LONGEST_RUN_S,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    return ended.returncode == 0
 
 
 def _options() -> argparse.Namespace:
@@ -73,7 +186,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--examples", type=int, default=30, help="test cases per operation (30)")
     parser.add_argument("--seed", type=int, default=int(time.time()), help="the same seed, the same cases")
     parser.add_argument("--phases", default="examples,coverage,fuzzing,stateful", help="which phases to run")
+    parser.add_argument(
+        "--as",
+        dest="roles",
+        nargs="+",
+        default=[],
+        choices=[*ROLES, "everybody"],
+        help="ask as these, beside another tenant, instead of as the operator",
+    )
+    parser.add_argument("--share", type=int, default=1, help="each role takes every so many-th operation (1)")
+    parser.add_argument("--part", type=int, default=0, help="which of these shares (0)")
     options, options.more = parser.parse_known_args()
+    if "everybody" in options.roles:
+        options.roles = list(ROLES)
     return options
 
 
@@ -89,6 +214,7 @@ def running_coordinator(data: Path) -> Iterator[httpx.Client]:
         subprocess.Popen(
             [*command, "--data", str(data), "--port", str(port)],
             cwd=ROOT,
+            env={**os.environ, **UNLIMITED},
             stdout=log,
             stderr=subprocess.STDOUT,
         ) as process,
@@ -156,24 +282,24 @@ def _made(client: httpx.Client, path: str, body: Any, *, status: int = 201, **mo
     return answer.json()
 
 
-def configuration(seeds: dict[str, list[str]]) -> str:
+def configuration(seeds: dict[str, list[str]], schemes: list[str]) -> str:
     """The fuzzer's settings: credentials per scheme, known ids among the made-up ones, and our exceptions."""
     lines = [
         "[generation]",
         "allow-x00 = false  # NUL is refused in every text, which schemas have no word for",
     ]
-    lines.append("[auth.openapi]")
-    for scheme, variable in (
-        ("user", "USER_TOKEN"),
-        ("runner", "RUNNER_SECRET"),
-        ("enrolment", "ENROLMENT_TOKEN"),
-    ):
-        lines.append(f'{scheme} = {{ bearer = "${{{variable}}}" }}')
+    if schemes:
+        lines.append("[auth.openapi]")
+    lines += [f'{scheme} = {{ bearer = "${{{SCHEMES[scheme]}}}" }}' for scheme in schemes]
     for name, values in seeds.items():
         lines += [f'[dictionaries."{name.replace(".", "-")}"]', f"values = {json.dumps(values)}"]
     lines.append("[parameters]")
-    for name in seeds:
-        lines.append(f'"{name}" = {{ dictionary = "{name.replace(".", "-")}", probability = 0.6 }}')
+    lines += [f'"{name}" = {_drawn_from(name)}' for name in seeds if "." in name]
+    for operation, path in _paths():
+        for before, segment in itertools.pairwise(path.split("/")):
+            if segment.startswith("{") and before in seeds:
+                lines += ["[[operations]]", f"include-name = {json.dumps(operation)}"]
+                lines += [f'parameters = {{ "path.{segment.strip("{}")}" = {_drawn_from(before)} }}']
     for exception in tomllib.loads(EXCEPTIONS.read_text()).get("exception", []):
         lines += ["[[operations]]", f"include-name = {json.dumps(exception['operations'])}"]
         check = f"checks.{exception['check']}"
@@ -182,6 +308,14 @@ def configuration(seeds: dict[str, list[str]]) -> str:
         else:
             lines.append(f"{check}.enabled = false")
     return "\n".join(lines) + "\n"
+
+
+def _drawn_from(name: str) -> str:
+    return f'{{ dictionary = "{name.replace(".", "-")}", probability = 0.7 }}'
+
+
+def _paths() -> list[tuple[str, str]]:
+    return [(f"{endpoint.method} {endpoint.path}", endpoint.path) for endpoint in ALL_ENDPOINTS]
 
 
 if __name__ == "__main__":

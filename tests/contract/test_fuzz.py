@@ -24,6 +24,7 @@ def test_every_exception_names_an_operation_that_exists_and_a_reason() -> None:
     assert all(len(exception["reason"]) > 20 for exception in EXCEPTIONS)
 
 
+@pytest.mark.threat("L20")
 @pytest.mark.timeout(6 * 3600 if IS_FULL else 420)
 def test_the_coordinator_holds_to_its_own_specification() -> None:
     # the same cases for every commit, so that a failure is the commit's; the whole run takes others each time
