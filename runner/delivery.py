@@ -98,8 +98,8 @@ class LogDelivery:
             while not self._stopping.is_set():
                 if self._is_at_end and self._finishing.is_set():
                     return
-                if not self._finishing.is_set():
-                    self._stream.wait(WAIT_S if not self._finishing.is_set() else 0)
+                if self._ahead is None and not self._finishing.is_set():
+                    self._stream.wait(WAIT_S)
                     self._gather()
                 if not self._send_next() and self._finishing.is_set() and self._is_at_end:
                     return
@@ -114,7 +114,8 @@ class LogDelivery:
 
     def _gather(self) -> None:
         """A moment's wait makes one request of many lines; nobody waits longer than that for a line."""
-        self._hurrying.wait(PAUSE_S)
+        if self._stream.waiting < MAX_APPEND_BYTES:
+            self._hurrying.wait(PAUSE_S)
 
     @property
     def _is_at_end(self) -> bool:

@@ -132,6 +132,11 @@ class LogStream:
         return size
 
     @property
+    def waiting(self) -> int:
+        """How many bytes are there to be given out, before they are masked."""
+        return max(0, self.written - self._raw) + len(self._made_ahead)
+
+    @property
     def is_lost(self) -> bool:
         """True when a part of the log can no longer be read."""
         return self._lost

@@ -24,6 +24,7 @@ class Coordinator:
         self.fault = lambda offset, data: None
         self.asked = 0
         self.arrived = threading.Event()
+        self.grown = threading.Condition()
 
     def __call__(self, request):
         self.asked += 1
@@ -38,7 +39,13 @@ class Coordinator:
             return refusal(409, "log_conflict", size=len(self.log))
         self.log = self.log[:offset] + overlap + data[len(overlap) :] + self.log[offset + len(data) :]
         self.arrived.set()
+        with self.grown:
+            self.grown.notify_all()
         return httpx.Response(200, json={"size": len(self.log), "action": "continue"})
+
+    def has_got(self, size):
+        with self.grown:
+            return self.grown.wait_for(lambda: len(self.log) >= size, 10)
 
 
 def refusal(status, code, **more):
@@ -98,6 +105,26 @@ def test_everything_has_arrived_when_it_is_finished(coordinator, delivery, path)
     delivery.finish()
 
     assert coordinator.log == LINES + b"no newline at the end"
+
+
+def test_a_step_that_prints_more_than_a_request_takes_is_sent_without_pauses(
+    coordinator, attempt, path, monkeypatch
+):
+    for pause in ("PAUSE_S", "WAIT_S"):
+        monkeypatch.setattr(f"runner.delivery.{pause}", 60)
+    printed = LINES * 70  # some requests full, and a rest
+    write(path, printed)
+    stream = LogStream(path, Masker([]))
+    client = Client("http://coordinator.test", "secret", transport=httpx.MockTransport(coordinator))
+    made = LogDelivery(client, attempt, stream)
+
+    made.start()
+    is_there = coordinator.has_got(len(printed))
+
+    made.hurry()
+    made.close()
+    client.close()
+    assert is_there
 
 
 class SlowToReturn(LogStream):
