@@ -4,6 +4,7 @@ import asyncio
 from collections import defaultdict
 
 READY = "ready"
+STOPS = "stops"
 
 
 class Bell:

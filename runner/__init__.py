@@ -7,6 +7,6 @@ spares}
 > {durable, credentials, client, insistence, artifacts, layers, control, room, recency,
 orphans}
 > {git, executor, journal, blobs, state_dir, cache, workspace, attempt, log_stream, health}
-> {source, lease, rotation, delivery, vigil} > means > {janitor, cleaning} > step_run
+> {source, ear, lease, rotation, delivery, vigil} > means > {janitor, cleaning} > step_run
 > {agent, commands} > cli
 """

@@ -16,6 +16,7 @@ from runner.attempt import Attempt
 from runner.cleaning import Cleaning
 from runner.client import Proof
 from runner.control import Standing
+from runner.ear import Ear
 from runner.errors import (
     EngineUnavailable,
     LeaseLost,
@@ -103,6 +104,9 @@ class Agent:
             revoked=self._end_revoked,
             rotate=partial(rotate_secret, means.client, state),
         )
+        self._ear = Ear(
+            means.client, session=self._session, is_busy=self._is_busy, heard=self._pulse.beat_soon
+        )
 
     # --- orders from outside ------------------------------------------------------------------------
 
@@ -167,6 +171,7 @@ class Agent:
             self._close_means()
             return True
         self._pulse.start()
+        self._ear.start()
         self._janitor.start(self._not_to_be_touched)
         try:
             self._poll_until_drained()
@@ -176,6 +181,7 @@ class Agent:
             if not self._superseded.is_set() and not self._was_revoked:
                 self._say_bye()
         finally:
+            self._ear.stop()
             self._pulse.stop()
             self._janitor.stop()
             self._close_means()
@@ -471,6 +477,10 @@ class Agent:
     def _held(self) -> list[Attempt]:
         with self._lock:
             return list(self._attempts.values())
+
+    def _is_busy(self) -> bool:
+        """Whether there is an attempt that could be told to stop."""
+        return any(not attempt.is_over and not attempt.must_stop for attempt in self._held())
 
     def _say_bye(self) -> None:
         try:

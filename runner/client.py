@@ -18,7 +18,9 @@ from shared.protocol import (
     Completed,
     Completion,
     Heartbeat,
+    Listen,
     LogAccepted,
+    News,
     NewSecret,
     Ok,
     Orders,
@@ -123,6 +125,17 @@ class Client:
             self._is_away = False
             self._returns += 1
         return orders
+
+    def listen(self, said: Listen) -> News | None:
+        answer = self._send(
+            "POST",
+            paths.EVENTS,
+            through=self._vital,
+            content=_body(said),
+            headers=_JSON,
+            timeout=float(said.wait) + 15.0,
+        )
+        return None if answer.status_code == 204 else _read(answer, News)
 
     def resume(self, said: Resume) -> Orders:
         return self._post(paths.RESUME, said, Orders, through=self._vital)

@@ -3,6 +3,7 @@
 REGISTER = "/api/runners"
 ACQUIRE = "/api/runner/acquire"
 HEARTBEAT = "/api/runner/heartbeat"
+EVENTS = "/api/runner/events"
 RESUME = "/api/runner/resume"
 BYE = "/api/runner/bye"
 ROTATE = "/api/runner/rotate"

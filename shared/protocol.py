@@ -222,6 +222,20 @@ class Heartbeat(Message):
     attempts: Annotated[list[AttemptReport], Field(max_length=4096)] = []
 
 
+class Listen(Message):
+    """A runner waits to be told that one of its attempts is to stop; `since` is the last it heard of."""
+
+    session: RequestId
+    since: Annotated[str, Field(max_length=40)] = ""
+    wait: Annotated[int, Field(ge=0, le=25)] = 0
+
+
+class News(Reply):
+    """Some attempt is to stop; the answer to the next heartbeat says which. `since` is for the next time."""
+
+    since: str
+
+
 class Resume(Message):
     """A restarted runner names what it found on its disk."""
 

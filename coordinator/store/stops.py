@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import and_, exists, or_, select, update
+from sqlalchemy import and_, exists, func, or_, select, update
 from sqlmodel import Session
 
 from coordinator.rules.limits import grace_seconds
@@ -73,6 +73,15 @@ def _set_force_at(tx: Session, step_ids: Iterable[str], moment: datetime) -> Non
     tx.connection().execute(
         update(STEPS).where(STEPS.c.id.in_(list(step_ids))).values(cancel_force_at=moment)
     )
+
+
+def latest_wish(tx: Session, runner_id: str) -> datetime | None:
+    """When this runner was last asked to stop one of the steps that it holds."""
+    statement = select(func.max(STEPS.c.cancel_requested_at)).where(
+        STEPS.c.runner_id == runner_id, STEPS.c.state.in_(LEASED_STEP_STATES)
+    )
+    found: datetime | None = tx.connection().execute(statement).scalar_one()
+    return found
 
 
 def list_leased(tx: Session, build_id: str) -> list[Any]:

@@ -113,6 +113,7 @@ BODIES: dict[str, Callable[[Ids], Any]] = {
     "ExecutionProjectPatch": lambda ids: {"default_workflow_id": ids["workflow"]},
     "ExecutionCreate": lambda ids: {"project_id": ids["project"], "git_branch": "main"},
     "Heartbeat": lambda ids: {"session": ids["session"], "attempts": [_report(ids)]},
+    "Listen": lambda ids: {"session": ids["session"]},
     "LogoutIn": lambda _: {},
     "LoginIn": lambda _: {"email": "split@acme.test", "password": PASSWORD},
     "MemberIn": lambda _: {"role": "viewer"},

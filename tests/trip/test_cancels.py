@@ -2,6 +2,7 @@
 
 import os
 import time
+from datetime import datetime
 
 import httpx
 import pytest
@@ -53,6 +54,25 @@ def test_the_receipt_of_a_cancel_says_when_each_step_was_told_dead_and_gone(stag
     assert step["requestedAt"] <= step["termAt"] < step["deadAt"] <= step["cleanedAt"]
     assert_nothing_left(stage, receipt)
     assert b"goodbye\n" in stage.log(step_id)
+
+
+@ON_SQLITE
+@pytest.mark.parametrize("ears", ["open", "deaf"])
+def test_a_silent_step_hears_of_a_cancel_at_once_and_at_the_latest_with_a_heartbeat(database, ears):
+    with a_stage(database, heartbeat=4.0) as stage:
+        if ears == "deaf":
+            stage.gate.hold_before("events")
+        stage.a_runner(slots=1)
+        build = stage.submit([a_step("a", runScript="echo begun; sleep 600")])
+        stage.await_log(build["steps"][0]["id"], b"begun")
+        time.sleep(1.0)  # what it has printed is delivered, and so it speaks no more
+
+        receipt = await_receipt(stage, cancel(stage, build["id"]))
+
+        (step,) = receipt["steps"]
+        asked, heard = (datetime.fromisoformat(step[name]) for name in ("requestedAt", "termAt"))
+        assert (heard - asked).total_seconds() < (1.5 if ears == "open" else 6)
+        assert_nothing_left(stage, receipt)
 
 
 @ON_SQLITE

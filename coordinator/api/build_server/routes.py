@@ -38,7 +38,7 @@ from coordinator.api import streams
 from coordinator.api.build_server import shapes
 from coordinator.api.build_server.operations import USER, error, operation
 from coordinator.api.endpoint import Answer, Call, Endpoint, json_answer
-from coordinator.bell import READY
+from coordinator.bell import READY, STOPS
 from coordinator.errors import NotFound
 from coordinator.rules.access import Policy, Scope
 
@@ -176,6 +176,7 @@ async def retry_build(call: Call) -> Response:
 
 async def cancel_build(call: Call) -> Response:
     build = await call.write(cancel_build_action, call.state.site, call.caller, call.path["id"])
+    call.state.bell.ring(STOPS)
     status = shapes.build_out(build).status
     receipt = shapes.CancelOut(cancel_id=build.cancel_id or "", build_id=build.id, status=status)
     return json_answer(receipt, 202)

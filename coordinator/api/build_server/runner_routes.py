@@ -20,6 +20,7 @@ from coordinator.actions.complete_step import (
     require_step,
 )
 from coordinator.actions.complete_step import complete_step as complete_step_action
+from coordinator.actions.hear_stops import hear_stops
 from coordinator.actions.leased_step import LeaseProof
 from coordinator.actions.record_cleaning import record_cleaning as record_cleaning_action
 from coordinator.actions.register_runner import register_runner as register_runner_action
@@ -33,7 +34,7 @@ from coordinator.api import streams
 from coordinator.api.build_server.operations import RUNNER, error, operation
 from coordinator.api.build_server.shapes import STEP_STATUS, AppendQuery, ReceivedOut
 from coordinator.api.endpoint import Answer, Call, Endpoint, json_answer
-from coordinator.bell import READY, build_log_topic, log_topic
+from coordinator.bell import READY, STOPS, build_log_topic, log_topic
 from coordinator.errors import BlobGone, Invalid, LogIncomplete, NotFound, TooLarge
 from coordinator.rules.access import Audience, Policy, Scope
 from shared.paths import MAX_APPEND_BYTES, SCRIPT_DIGEST_HEADER
@@ -44,7 +45,9 @@ from shared.protocol import (
     Completed,
     Completion,
     Heartbeat,
+    Listen,
     LogAccepted,
+    News,
     Ok,
     Orders,
     Registered,
@@ -60,6 +63,7 @@ from shared.script import script_digest
 
 MAX_INFLATED = 8 * MAX_APPEND_BYTES
 MOST_OUTPUTS_AT_ONCE = 50
+LOOK_S = 2.0  # for what another coordinator, or the watch, has told a step; the bell rings for the rest
 COMPLETION_BODY = 16 * 1024 * 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -96,6 +100,28 @@ async def acquire(call: Call) -> Response:
 
 async def heartbeat(call: Call) -> Response:
     return json_answer(await call.write_shortly(renew_leases, call.state.site, call.caller, call.body))
+
+
+async def events(call: Call) -> Response:
+    """News at once, or as soon as one of the runner's steps is to stop; none within the wait is 204."""
+    said: Listen = call.body
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + said.wait
+    call.state.polls.take(call.caller.runner_id or "", now=loop.time())
+    while True:
+        ear = call.state.bell.listen(STOPS)
+        try:
+            news = await call.read(hear_stops, call.caller, said)
+            if news is not None:
+                return json_answer(news)
+            left = deadline - loop.time()
+            if left <= 0:
+                return Response(status_code=204)
+            await ear.wait(min(left, LOOK_S))
+            if await call.request.is_disconnected():
+                return Response(status_code=204)
+        finally:
+            ear.close()
 
 
 async def resume(call: Call) -> Response:
@@ -354,6 +380,15 @@ ENDPOINTS: list[Endpoint] = [
         "Say that the runner and its attempts are alive",
         body=Heartbeat,
         ok={200: Answer("What to do with each attempt", Orders)},
+        **_LEASED,
+    ),
+    operation(
+        "POST",
+        "/api/runner/events",
+        events,
+        "Wait until an attempt is to stop",
+        body=Listen,
+        ok={200: Answer("The next heartbeat says which", News), 204: Answer("None within the wait")},
         **_LEASED,
     ),
     operation(

@@ -17,7 +17,7 @@ from coordinator.api.executions import build_shapes as shapes
 from coordinator.api.executions.operations import error, operation
 from coordinator.api.executions.shapes import Nothing
 from coordinator.api.idempotency import make_once
-from coordinator.bell import READY
+from coordinator.bell import READY, STOPS
 from coordinator.rules.access import Audience, Policy, Scope
 from coordinator.tables import Build
 
@@ -61,6 +61,7 @@ async def start_build(call: Call) -> Response:
 
 async def cancel_build(call: Call) -> Response:
     build = await call.write(cancel_unfinished_build, call.state.site, call.caller, call.path["id"])
+    call.state.bell.ring(STOPS)
     return json_answer(shapes.execution(build))
 
 
