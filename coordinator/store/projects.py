@@ -40,7 +40,9 @@ def lock_project(tx: Session, project_id: str) -> None:
     NotFound for one that was deleted while its row was waited for.
     """
     statement = core_select(PROJECTS.c.id).where(PROJECTS.c.id == project_id, PROJECTS.c.deleted_at.is_(None))
-    if tx.connection().execute(statement.with_for_update()).first() is None:
+    # a build that moves twice in one transaction looks at the key of its project, which stays as it is: were
+    # it to wait here, who holds the project and wants the build would wait for it as well
+    if tx.connection().execute(statement.with_for_update(key_share=True)).first() is None:
         raise NotFound("no such project")
 
 

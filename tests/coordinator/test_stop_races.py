@@ -14,7 +14,7 @@ from coordinator.actions.end_stopped_builds import end_stopped_builds
 from coordinator.actions.expire_leases import expire_leases
 from coordinator.actions.release_step import release_step
 from coordinator.actions.stop_overdue_builds import stop_overdue_builds
-from coordinator.store import builds
+from coordinator.store import builds, projects
 from coordinator.store.dialect import Database
 from coordinator.tables import Step, table_of
 from shared.reasons import Reason
@@ -188,3 +188,16 @@ def test_what_waits_in_a_build_that_goes_on_is_left_alone(later: Mill) -> None:
     assert later.now(end_stopped_builds, later.site) == 0
 
     assert sorted(later.states(build).values()) == ["claimed", "pending", "ready"]
+
+
+@ON_POSTGRES
+def test_a_build_is_cancelled_while_a_retry_of_it_has_the_project_and_waits(mill: Mill) -> None:
+    build = mill.a_build(a_spec(build=[]))
+
+    def hold_the_project(tx: Session) -> str:
+        projects.lock_project(tx, build.project_id)
+        with ThreadPoolExecutor(1) as pool:
+            cancelled = pool.submit(mill.now, cancel_build, mill.site, LOCAL, build.id)
+            return str(cancelled.result(TIME_LIMIT).state)
+
+    assert mill.tx(hold_the_project) == "cancelled"
