@@ -16,7 +16,7 @@ pytestmark = pytest.mark.engine
 
 def test_steps_in_containers_outlive_their_runner_and_wedged_ones_are_ended(tmp_path: Path) -> None:
     record = tmp_path / "record.json"
-    options = ["--executor", "docker", "--image", "buildmill/busybox:1", "--steps", "3"]
+    options = ["--executor", "docker", "--steps", "3"]
     options += ["--only", "killed-runner,wedged-step", "--json", str(record)]
     with an_engine_stage() as stage:
         argv = [sys.executable, "-m", "coordinator", "drill", "--coordinator", stage.address, *options]

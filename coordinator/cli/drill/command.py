@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +24,7 @@ from coordinator.cli.drill.stage import Stage, Wish, make_folder
 from coordinator.cli.drill.user_api import UserApi
 from shared.clock import to_wire, utc_now
 
+IMAGES = ("busybox:1", "buildmill/busybox:1")  # the second is what scripts/images makes without a registry
 LIMIT_S = 240.0  # and what is left of five minutes is for cleaning up
 
 
@@ -58,7 +60,10 @@ class CannotDrill(click.ClickException):
     show_default=True,
     help="Steps of the build that is killed.",
 )
-@click.option("--image", default="busybox:1", show_default=True, help="Image of the steps; needs a shell.")
+@click.option(
+    "--image",
+    help=f"Image of the steps; needs a shell. Without it {' or '.join(IMAGES)}, whichever is here.",
+)
 @click.option("--keep", is_flag=True, help="Keep the drill's project, its builds and their logs.")
 @click.option("--only", default="", help="Names of faults, separated by commas; all of them when absent.")
 @click.option(
@@ -72,7 +77,7 @@ def drill(
     token_file: Path | None,
     executor: str,
     steps: int,
-    image: str,
+    image: str | None,
     keep: bool,
     only: str,
     record: Path | None,
@@ -92,7 +97,9 @@ def drill(
     if record is not None and not record.absolute().parent.is_dir():
         raise click.BadParameter(f"{record.absolute().parent} is no folder", param_hint="--json")
     token = token_file.read_text().strip() if token_file else ""
-    wish = Wish(address, token, token_file.absolute() if token_file else None, executor, image, steps, keep)
+    wish = Wish(
+        address, token, token_file.absolute() if token_file else None, executor, image or "", steps, keep
+    )
     screen = Screen()
     began = time.monotonic()
     results: list[FaultResult] = []
@@ -140,16 +147,18 @@ def open_stage(wish: Wish, screen: Screen) -> Stage:
     """A stage on which nothing has been made yet; CannotDrill where none can be had."""
     api = UserApi(wish.address, wish.token)
     engine = Engine() if wish.executor == "docker" else None
+    images = [wish.image] if wish.image else list(IMAGES)
+    image = images[0]
     try:
         api.require_usable()
         if engine is not None:
             engine.require_usable()
-            engine.require_image(wish.image)
+            image = engine.require_one_of(images)
     except DrillError as error:
         raise CannotDrill(str(error)) from error
     name = f"drill-{secrets.token_hex(4)}"
     ends_at = time.monotonic() + LIMIT_S
-    return Stage(wish, name, api, make_folder(), ends_at, screen.progress, engine)
+    return Stage(replace(wish, image=image), name, api, make_folder(), ends_at, screen.progress, engine)
 
 
 def prepare(stage: Stage) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -40,15 +41,23 @@ class Engine:
         if answer.status_code != 200:
             raise Unusable(f"the container engine answers {answer.status_code}")
 
-    def require_image(self, image: str) -> None:
-        """Unusable, unless the image is on this machine or can be pulled without a login."""
-        if self._http.get(f"/images/{quote(image)}/json").status_code == 200:
+    def require_one_of(self, images: Sequence[str]) -> str:
+        """The first of them that is on this machine, else the first of all, pulled without a login."""
+        image = next((one for one in images if self._has_image(one)), images[0])
+        self._require_image(image)
+        return image
+
+    def _has_image(self, image: str) -> bool:
+        return self._http.get(f"/images/{quote(image)}/json").status_code == 200
+
+    def _require_image(self, image: str) -> None:
+        if self._has_image(image):
             return
         try:
             self._http.post(f"/images/create?fromImage={quote(image, safe='')}", timeout=PULL_S)
         except httpx.TimeoutException as error:
             raise Unusable(f"the image {image} does not arrive within {PULL_S:.0f} s") from error
-        if self._http.get(f"/images/{quote(image)}/json").status_code != 200:
+        if not self._has_image(image):
             raise Unusable(
                 f"the image {image} is not on this machine and cannot be pulled; name another with --image"
             )
