@@ -106,6 +106,17 @@ def test_a_line_cut_in_two_is_a_loss() -> None:
     assert any("is mangled" in finding.what for finding in found if finding.kind is Kind.LOSS)
 
 
+@pytest.mark.parametrize(("state", "expected"), [("gap", []), ("complete", [Kind.LOSS])])
+def test_a_line_may_be_cut_where_the_log_says_that_bytes_are_missing(
+    state: str, expected: list[Kind]
+) -> None:
+    cut = numbered("a", [1, 2])[:-5] + b"\n[buildmill] error: bytes are missing here, behind byte 60\n"
+    full = an_attempt("a", log=cut, outcome="failed", reason="disk_full", log_state=state)
+    step = a_step("a", full, an_attempt("a", number=2))
+
+    assert kinds_in(a_history(step), a=Wanted(LINES, attempts=2)) == expected
+
+
 def test_lines_in_another_order_are_told() -> None:
     log = numbered("a", [1, 3, 2, 4, 5])
 
