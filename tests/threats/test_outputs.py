@@ -118,6 +118,52 @@ def test_the_next_step_gets_what_was_handed_on_and_no_more(stack: Stack, canary:
     assert said.splitlines()[1:] == ["plain", "3", "4"]
 
 
+# A cache as a hostile step leaves it: ODD_TREE has what may not be an output, this has what runs by itself.
+TRAPS = r"""
+cd c
+for f in .bashrc .profile .env; do echo 'touch /tmp/PWN-H10' > $f; done
+mkdir -p .git/hooks && printf '#!/bin/sh\ntouch /tmp/PWN-H10\n' > .git/hooks/post-checkout
+chmod 755 .git/hooks/post-checkout; cp .git/hooks/post-checkout post-checkout
+printf '[core]\nhooksPath = .\nfsmonitor = touch /tmp/PWN-H10\n' > .git/config
+ln -s ../.git/hooks hooks
+"""
+LOOK = r"""
+cat c/out/plain.txt; readlink c/out/absolute; readlink c/out/up
+echo stays > c/out/fresh; test ! -e .git/hooks/post-checkout; git status >/dev/null 2>&1 || :
+mkdir seen && mv c/out c/.git c/hooks seen
+"""
+
+
+@EXECUTORS
+@pytest.mark.threat("H10")
+def test_what_a_cache_brings_back_stays_in_its_folder_and_runs_by_itself_nowhere(
+    stack: Stack, canary: Path, executor: str
+) -> None:
+    project, repository = stack.a_project(), stack.a_repository()
+    repository.commit({"a.txt": "a"})
+    where = {"project_id": project, "repoUrl": repository.url, "branch": "main"}
+    common = {"labels": [executor], "cacheDirs": ["c"]}
+    before = {path: path.lstat().st_mtime_ns for path in (Path("/etc"), canary)}
+
+    made = stack.run([a_step("test", runScript=f"{TRAPS}{ODD_TREE}", **common)], **where)
+    look = a_step("test", runScript=LOOK, outputPaths=["seen/**"], **common)
+    found = stack.run([look], **where)
+
+    (step,) = found["steps"]
+    log = stack.log(step["id"])
+    assert made["status"] == found["status"] == "SUCCESS", log.decode(errors="replace")
+    assert b"cache c: restored" in log
+    # links are as they were, and have led nobody anywhere
+    assert said_in(log).decode().splitlines() == ["plain", "/etc", "../../../../../../etc"]
+    artifacts = assert_no_foreign_bytes(stack, found["id"])
+    names = {path.removeprefix("seen/") for path in artifacts}
+    assert {"out/plain.txt", "out/fresh", "out/setuid"} <= names
+    assert artifacts["seen/out/setuid"]["mode"] == 0o755
+    assert names & {"out/absolute", "out/up", "out/fifo", "out/device"} == set()
+    assert not any(name.startswith(".git") for name in names)
+    assert {path: path.lstat().st_mtime_ns for path in before} == before
+
+
 @EXECUTORS
 @pytest.mark.threat("D05")
 def test_a_path_that_changes_all_the_time_shows_nothing_foreign(
