@@ -27,6 +27,14 @@ def is_id(text: str) -> bool:
         return False
 
 
+def canonical_id(text: str) -> str:
+    """An id as we spell it, whoever wrote it in capitals; whatever is no id stays as it is."""
+    if len(text) != 36 or text.islower():
+        return text
+    lowered = text.lower()
+    return lowered if is_id(lowered) else text
+
+
 def _next_tick() -> int:
     """The time in 4096ths of a millisecond, and never the same twice."""
     global _last

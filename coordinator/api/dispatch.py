@@ -11,6 +11,8 @@ from starlette.applications import Starlette
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from shared.ids import canonical_id
+
 
 class PathTree:
     """Paths such as `/api/builds/{id}`; a parameter is one whole segment, and never empty."""
@@ -33,12 +35,15 @@ class PathTree:
         node.app, node.names = app, tuple(names)
 
     def find(self, path: str) -> tuple[ASGIApp, Mapping[str, str]] | None:
-        """What answers this path, and the values of its parameters; a word goes before a parameter."""
+        """What answers this path, and the values of its parameters; a word goes before a parameter.
+
+        An id means the same in small letters and in capitals, as it does in bodies.
+        """
         values: list[str] = []
         node = _descend(self._root, path.split("/"), 1, values)
         if node is None or node.app is None:
             return None
-        return node.app, dict(zip(node.names, values, strict=True))
+        return node.app, dict(zip(node.names, map(canonical_id, values), strict=True))
 
 
 class _Node:

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Annotated, Any, TypeVar
 
 import structlog
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 from sqlmodel import Session
 from starlette.requests import Request
 from starlette.responses import Response
@@ -27,6 +27,7 @@ from coordinator.errors import CoordinatorError, Invalid
 from coordinator.rules.access import Audience, Caller, Policy
 from coordinator.store.walls import stand_behind
 from shared.faults import Fault
+from shared.ids import canonical_id
 from shared.paths import ATTEMPT_HEADER, LEASE_HEADER
 from shared.plan import shape_faults
 
@@ -161,6 +162,7 @@ def _truth(value: object) -> object:
     return value
 
 
+AnyCaseId = Annotated[str, AfterValidator(canonical_id)]
 QueryInt = Annotated[int, BeforeValidator(_decimal)]
 QueryBool = Annotated[bool, BeforeValidator(_truth)]
 

@@ -50,6 +50,20 @@ def test_nothing_is_found_where_no_path_ends(path: str) -> None:
     assert found_in(a_tree("/api/builds/{id}", "/api/builds/{id}/steps/{step}"), path) is None
 
 
+def test_an_id_is_the_same_in_capitals_and_what_is_no_id_stays_as_it_is() -> None:
+    tree = a_tree("/r/{id}/secrets/{name}")
+    its_id = "0198c0de-7abc-7def-8abc-def012345678"
+
+    assert found_in(tree, f"/r/{its_id.upper()}/secrets/TOKEN") == (
+        "/r/{id}/secrets/{name}",
+        {"id": its_id, "name": "TOKEN"},
+    )
+    assert found_in(tree, f"/r/X{its_id.upper()[1:]}/secrets/x") == (
+        "/r/{id}/secrets/{name}",
+        {"id": f"X{its_id.upper()[1:]}", "name": "x"},
+    )
+
+
 def test_a_word_goes_before_a_parameter_and_a_dead_end_is_left_again() -> None:
     tree = a_tree("/r/{id}", "/r/acquire", "/r/{id}/log")
 

@@ -279,3 +279,19 @@ def test_a_body_is_an_object(api: Api) -> None:
         assert answer.status_code in (400, 415), body
     assert api.client.post(path, json={"name": "w", "steps": {}}).status_code == 400
     assert api.client.post(path, json={"name": "w", "steps": []}).status_code == 400
+
+
+def test_an_id_may_be_written_in_capitals_wherever_it_stands(api: Api) -> None:
+    workflow = api.a_workflow([a_step("test")])
+    project_id, workflow_id = workflow["projectId"], workflow["id"]
+    there = f"/api/projects/{project_id.upper()}"
+
+    build = api.post(f"{there}/builds", {"workflowId": workflow_id.upper()})
+    changed = api.client.patch(there, json={"defaultWorkflowId": workflow_id.upper()})
+    trail = api.get(f"/api/audit-logs?projectId={project_id.upper()}")
+
+    assert (build["projectId"], build["workflowId"]) == (project_id, workflow_id)
+    assert (changed.status_code, changed.json()["defaultWorkflowId"]) == (200, workflow_id)
+    assert api.get(f"{there}/workflows/{workflow_id.upper()}")["id"] == workflow_id
+    assert api.get(f"/api/builds/{build['id'].upper()}")["id"] == build["id"]
+    assert trail["pagination"]["total"] > 0

@@ -12,7 +12,7 @@ from coordinator.actions.retry_build import StepsToRetry
 from coordinator.actions.show_build import BuildView
 from coordinator.actions.show_cancel import CancelView, StoppedStep
 from coordinator.actions.show_retention import RetentionView
-from coordinator.api.endpoint import Query, QueryBool, QueryInt
+from coordinator.api.endpoint import AnyCaseId, Query, QueryBool, QueryInt
 from coordinator.tables import AuditLog, Build, DockerImage, Project, Runner, Workflow
 from shared.clock import to_wire
 from shared.states import BuildState, StepState
@@ -365,7 +365,7 @@ class ProjectPatch(Input):
     name: Annotated[str | None, Field(min_length=1, max_length=100)] = None
     repo_url: Annotated[str | None, Field(min_length=1, max_length=2048)] = None
     default_branch: Annotated[str | None, Field(min_length=1, max_length=244)] = None
-    default_workflow_id: Annotated[str | None, Field(min_length=1, max_length=36)] = None
+    default_workflow_id: Annotated[AnyCaseId | None, Field(min_length=1, max_length=36)] = None
     retention: RetentionIn | None = None
 
     def changes(self) -> dict[str, Any]:
@@ -410,7 +410,7 @@ class WorkflowBody(BaseModel):
 
 class BuildCreate(Input):
     workflow_id: Annotated[
-        str, Field(min_length=1, max_length=64, description="Workflow identifier to use for this build")
+        AnyCaseId, Field(min_length=1, max_length=64, description="Workflow identifier to use for this build")
     ]
     commit_hash: Annotated[str | None, Field(max_length=64, description="Git commit hash")] = None
     repo_url: Annotated[str | None, Field(max_length=2048, description="Git repository URL")] = None
@@ -457,7 +457,7 @@ class ImageQuery(Query):
 
 class AuditQuery(Query):
     projectId: Annotated[  # noqa: N815 - the wire's own name
-        str | None, Field(max_length=64, description="Filter logs by project ID")
+        AnyCaseId | None, Field(max_length=64, description="Filter logs by project ID")
     ] = None
     action: Annotated[str | None, Field(max_length=64, description="Filter logs by action type")] = None
     limit: Annotated[QueryInt, Field(ge=1, le=1000, description="Maximum number of logs to return")] = 100

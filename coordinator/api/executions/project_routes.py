@@ -9,7 +9,7 @@ from starlette.responses import Response
 from coordinator.actions.change_project import change_project as change_project_action
 from coordinator.actions.list_own_projects import list_own_projects
 from coordinator.actions.show_project import show_project as show_project_action
-from coordinator.api.endpoint import Answer, Call, Endpoint, Query, QueryInt, json_answer
+from coordinator.api.endpoint import Answer, AnyCaseId, Call, Endpoint, Query, QueryInt, json_answer
 from coordinator.api.executions.build_shapes import Moment
 from coordinator.api.executions.operations import operation
 from coordinator.api.executions.shapes import Input, Shape
@@ -59,7 +59,7 @@ class ExecutionProjectPatch(Input):
 
     repo_url: Annotated[str | None, Field(min_length=1, max_length=2048)] = None
     default_branch: Annotated[str | None, Field(min_length=1, max_length=244)] = None
-    default_workflow_id: Annotated[str | None, Field(min_length=1, max_length=36)] = None
+    default_workflow_id: Annotated[AnyCaseId | None, Field(min_length=1, max_length=36)] = None
 
 
 async def list_projects(call: Call) -> Response:
