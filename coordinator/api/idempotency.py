@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
+from pydantic import BaseModel
 from sqlmodel import Session
 from starlette.responses import Response
 
@@ -72,10 +73,17 @@ def _asked(call: Call) -> Asked | None:
         raise _bad_key("must be 1 to 255 visible characters of ASCII")
     caller = call.caller
     principal = f"{principal_of(caller.user_id, caller.credential)} {caller.tenant_id}"
-    # where a body is optional, an empty one says no more than none
-    said = [call.endpoint.method, call.request.scope["path"], call.raw_body or None]
+    said = [call.endpoint.method, call.endpoint.path.format(**call.path), _said(call.body)]
     canonical = json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return Asked(principal, values[0], hashlib.sha256(canonical.encode()).hexdigest())
+
+
+def _said(body: BaseModel | None) -> dict[str, Any] | None:
+    """What a body says, however it is written: an id in capitals, a null for what may be left out.
+
+    Where a body is optional, an empty one says no more than none.
+    """
+    return (body.model_dump(mode="json", by_alias=True, exclude_none=True) or None) if body else None
 
 
 def _bad_key(reason: str) -> Invalid:

@@ -386,6 +386,23 @@ def test_one_build_is_made_by_many_creations_at_once(surface: Maker, mill: Mill)
     assert surface.client.get(BUILDS, headers=surface.headers).json()["total_count"] == 1
 
 
+def test_the_same_build_written_otherwise_is_the_same_request(surface: Maker, mill: Mill) -> None:
+    body: dict[str, Any] = {"project_id": a_buildable_project(mill), "git_branch": "main"}
+    headers = {**surface.headers, "Idempotency-Key": "nightly"}
+    first = surface.client.post(BUILDS, json=body, headers=headers)
+
+    in_capitals = {**body, "project_id": body["project_id"].upper()}
+    same = [
+        surface.client.post(BUILDS, json=written, headers=headers)
+        for written in (in_capitals, {**body, "git_commit": None})
+    ]
+    other = surface.client.post(BUILDS, json={**body, "git_commit": "a" * 40}, headers=headers)
+
+    assert [answer.content for answer in same] == [first.content] * 2
+    assert other.status_code == 409
+    assert surface.client.get(BUILDS, headers=surface.headers).json()["total_count"] == 1
+
+
 def test_a_build_is_retried_once_with_and_without_an_empty_body(surface: Maker, mill: Mill) -> None:
     body = {"project_id": a_buildable_project(mill), "git_branch": "main"}
     build = surface.client.post(BUILDS, json=body, headers=surface.headers).json()["id"]
