@@ -27,7 +27,7 @@ from coordinator.errors import CoordinatorError, Invalid
 from coordinator.rules.access import Audience, Caller, Policy
 from coordinator.store.walls import stand_behind
 from shared.faults import Fault
-from shared.ids import canonical_id
+from shared.ids import canonical_id, is_id
 from shared.paths import ATTEMPT_HEADER, LEASE_HEADER
 from shared.plan import shape_faults
 
@@ -223,6 +223,7 @@ class _PathApp:
     async def _answer(self, endpoint: Endpoint, request: Request) -> Response:
         address = request.scope["client"][0] if request.scope.get("client") else ""
         caller = Caller(actor="unknown", audience=Audience.ANYONE, address=address)
+        named = [str(value) for value in request.path_params.values()]
         try:
             admit = partial(
                 self._doorkeeper.admit,
@@ -232,10 +233,11 @@ class _PathApp:
                 needs_credential=endpoint.needs_credential,
             )
             caller = await admit()
-            return await endpoint.handler(await self._call(endpoint, request, caller, admit))
+            call = await self._call(endpoint, request, caller, admit)
+            named += _ids_in(call.raw_body)
+            return await endpoint.handler(call)
         except (CoordinatorError, guards.UnreadableBody) as error:
             refused = refusal_of(error)
-            named = [str(value) for value in request.path_params.values()]
             await self._denials.write_refusal(
                 error, refused.status, caller, endpoint.method, endpoint.path, named
             )
@@ -292,6 +294,12 @@ def parse_body(model: type[BaseModel], data: bytes) -> tuple[Any, Any]:
         return model.model_validate_json(data, by_alias=True, by_name=False), raw
     except ValidationError as error:
         raise Invalid("the body is not valid", details=tuple(shape_faults(error))) from error
+
+
+def _ids_in(body: Any) -> list[str]:
+    """The things that a body names, which are as little for everybody as those in a path."""
+    said = body.values() if isinstance(body, dict) else ()
+    return [its_id for text in said if isinstance(text, str) and is_id(its_id := canonical_id(text))]
 
 
 def _read_query(endpoint: Endpoint, scope: Scope) -> Any:

@@ -413,6 +413,35 @@ async def test_who_asks_for_what_belongs_to_others_is_written_down_and_answered_
     ]
 
 
+async def test_who_names_what_belongs_to_others_in_a_body_is_written_down_as_well(
+    closed: Any, new_client: Any, clock: SettableClock
+) -> None:
+    mill = Mill(closed.state.coordinator, clock)
+    owner, mine, foreign = mill.a_member("acme"), mill.a_tenant("acme"), mill.a_project("others")
+    build = mill.a_build(project_id=foreign)
+    client = new_client(closed)
+    asked = {
+        "/api/v1/builds": {"project_id": foreign.upper(), "git_branch": "main"},
+        "/api/v1/auth/ws-tickets": {"build_id": build.id},
+    }
+
+    for path, body in asked.items():
+        assert client.post(path, json=body, headers=owner).status_code == 404
+        assert client.post(path, json=_with_other_ids(body), headers=owner).status_code == 404
+        await closed.state.denials.write_omitted()
+        clock.advance(1)
+
+    rows = mill.audited("access.denied")
+    assert {(row.tenant_id, row.project_id) for row in rows} == {(mine, None)}
+    assert [row.details for row in rows] == [
+        {"method": "POST", "path": path, "status": 404} for path in asked
+    ]
+
+
+def _with_other_ids(body: dict[str, str]) -> dict[str, str]:
+    return {name: new_id() if name.endswith("_id") else said for name, said in body.items()}
+
+
 async def test_what_is_not_there_or_ones_own_is_no_denial(
     closed: Any, new_client: Any, clock: SettableClock
 ) -> None:
