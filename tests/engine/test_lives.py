@@ -1,5 +1,6 @@
 """Steps in containers whose runner is killed, stopped or cut off, and goes on with them."""
 
+import re
 import signal
 import time
 
@@ -19,6 +20,7 @@ PLACES = [
     "after-running-1",  # it counts as running and is not started
     "before-exited-1",  # the script has ended and nobody wrote that down
     "after-exited-1",
+    "after-collecting-1",  # some of its outputs may have been stored
     "after-uploading-1",
     "after-completing-1",
     "before-done-1",  # the outcome was told and nobody wrote that down
@@ -85,20 +87,38 @@ def test_a_runner_that_was_stopped_past_its_lease_kills_its_container_and_change
         assert said_in(stage.log(step_id)) == b"attempt 2\n"
 
 
-def test_a_container_that_an_operator_removes_is_named_and_run_again(engine):
+def test_containers_that_an_operator_removes_are_named_and_run_again_and_three_pause_their_runner(engine):
+    names = ["a", "b", "c"]
     with an_engine_stage() as stage:
-        stage.a_runner("r", executor="docker")
-        build = stage.submit([a_step("a", runScript="echo begun; sleep 600")])
-        step_id = build["steps"][0]["id"]
-        stage.await_log(step_id, b"begun")
+        stage.a_runner("r", executor="docker", slots=len(names))
+        build = stage.submit([a_step(name, runScript="echo begun; sleep 600") for name in names])
+        for step in build["steps"]:
+            stage.await_log(step["id"], b"begun")
 
-        (container,) = containers_of(engine, step_id)
-        engine.remove_container(container["Id"], force=True)
-        stage.await_step(build["id"], "a", "PENDING")
+        for step in build["steps"]:
+            (container,) = containers_of(engine, step["id"])
+            engine.remove_container(container["Id"], force=True)
+        for name in names:
+            stage.await_step(build["id"], name, "PENDING")
 
-        step = stage.api.build(build["id"])["steps"][0]
-        assert [found["reason"] for found in step["attempts"]] == ["container_vanished"]
+        for step in stage.api.build(build["id"])["steps"]:
+            assert [found["reason"] for found in step["attempts"]] == ["container_vanished"]
+        (runner,) = until(lambda: [one for one in stage.api.get("/api/runners") if one.get("pausedUntil")])
+        assert runner["pauseReason"] == (
+            "3 steps in a row failed because of this machine, the last one: container_vanished"
+        )
+        told = stage.api.client.get("/metrics").text
+        assert 'buildmill_runners{condition="paused"} 1\n' in told
+        (pause_s,) = re.findall(r"(?m)^buildmill_runner_paused_seconds{.*} (\d+)", told)
+        assert 40 < int(pause_s) <= 60
         stage.cancel(build["id"])
+        other = stage.submit([a_step("other")])
+        time.sleep(1.5)  # several heartbeats, and long enough for an idle runner to take it
+        (step,) = stage.api.build(other["id"])["steps"]
+        assert step["status"] == "PENDING"
+        assert "step.started" not in stage.transitions(
+            step["id"]
+        )  # an open poll may have had to give it back
 
 
 def test_a_container_goes_on_while_one_version_takes_over_from_the_other(engine):
