@@ -39,14 +39,17 @@ schemathesis.openapi.format("git-branch", st.sampled_from(BRANCHES))
 
 @schemathesis.hook
 def map_body(context, body):
-    """The fuzzer takes 2.0 for an integer, as the standard of schemas does; here it is written 2.
-
-    Nor does it have the time to wait for steps that nobody makes, which is what `wait` asks for.
-    """
+    """The fuzzer takes 2.0 for an integer, as the standard of schemas does; here it is written 2."""
     body = _without_fractions(body)
-    if isinstance(body, dict) and isinstance(body.get("wait"), int) and 0 < body["wait"] <= 25:
-        body["wait"] = 0
     return _with_known_ids(body) if isinstance(body, dict) else body
+
+
+@schemathesis.hook
+def before_call(_context, case, _kwargs):
+    """There is no time to wait for steps that nobody makes, which is what `wait` asks for."""
+    wait = case.body.get("wait") if isinstance(case.body, dict) else None
+    if type(wait) is int and 0 < wait <= 25:
+        case.body["wait"] = 0
 
 
 def _with_known_ids(body):
