@@ -12,12 +12,18 @@ class Bell:
 
     def __init__(self) -> None:
         self._waiters: dict[str, set[asyncio.Future[None]]] = defaultdict(set)
+        self.is_closed = False
 
     def ring(self, *topics: str) -> None:
         for topic in topics:
             for waiter in self._waiters.pop(topic, ()):
                 if not waiter.done():
                     waiter.set_result(None)
+
+    def close(self) -> None:
+        """The process ends: wake everybody, who then sees that nothing is worth waiting for here."""
+        self.is_closed = True
+        self.ring(*list(self._waiters))
 
     def listen(self, topic: str) -> "Ear":
         """Start listening now, so that a ring between a look and the wait is not missed."""

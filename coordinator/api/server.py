@@ -9,7 +9,9 @@ import asyncio
 import enum
 import json
 import resource
+import socket
 from asyncio import TimerHandle
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any
@@ -348,6 +350,18 @@ class BoundedProtocol(HttpToolsProtocol):
 _CODES = {408: "too_slow", 414: "target_too_long", 431: "headers_too_large", 505: "version_not_supported"}
 
 
+class _Server(uvicorn.Server):
+    """Tells those who wait for something that it will not come, before it waits for them."""
+
+    def __init__(self, config: uvicorn.Config, before_shutdown: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._before_shutdown = before_shutdown
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._before_shutdown()
+        await super().shutdown(sockets)
+
+
 def make_server(
     app: ASGIApp,
     *,
@@ -358,6 +372,7 @@ def make_server(
     timeout_keep_alive: int = 30,
     log_level: str | int = "warning",
     limits: Limits | None = None,
+    before_shutdown: Callable[[], None] = lambda: None,
 ) -> uvicorn.Server:
     """A server for this application on an address, or on a listening socket when its descriptor is given."""
     chosen = replace(limits or Limits(), header_deadline_s=header_deadline_s)
@@ -366,7 +381,7 @@ def make_server(
     class Protocol(BoundedProtocol):
         limits = chosen
 
-    return uvicorn.Server(
+    return _Server(
         uvicorn.Config(
             app,
             host=host,
@@ -388,7 +403,8 @@ def make_server(
             backlog=2048,
             timeout_keep_alive=timeout_keep_alive,
             timeout_graceful_shutdown=5,
-        )
+        ),
+        before_shutdown,
     )
 
 

@@ -128,7 +128,8 @@ async def follow_log(
 
     `data` is JSON: `{offset, text}` with undecodable bytes replaced, and `base64` beside it where any were.
     When another attempt takes the step over, `attempt` says so and its log comes from the start.
-    The last event is `end`; without it the stream ends when there is nothing to be seen any more.
+    The last event is `end`; without it the stream ends when there is nothing to be seen any more, or with
+    this process.
     """
     attempt, position = start.attempt, start.offset
     silent_s = 0.0
@@ -153,6 +154,8 @@ async def follow_log(
                 silent_s = 0.0
             if not view.is_open:
                 yield _end(Place(attempt, position), view)
+                return
+            if bell.is_closed:
                 return
             if not await ear.wait(FOLLOW_POLL_S):
                 silent_s += FOLLOW_POLL_S

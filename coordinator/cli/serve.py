@@ -59,6 +59,7 @@ def coordinator(**options: Any) -> None:
             host=settings.host,
             port=settings.port,
             header_deadline_s=settings.header_deadline,
+            before_shutdown=app.state.coordinator.bell.close,
         )
         click.echo(f"coordinator: {address_of(door)}  data: {settings.data.absolute()}")
         with known_as(settings, address_of(door)):

@@ -79,6 +79,7 @@ def up(slots: int, executor: str, state: Path | None, **options: Any) -> None:
             host=settings.host,
             port=settings.port,
             header_deadline_s=settings.header_deadline,
+            before_shutdown=app.state.coordinator.bell.close,
         )
         address = address_of(door)
         thread = _serve(server, door)

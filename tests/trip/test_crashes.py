@@ -1,6 +1,7 @@
 """Real processes that are killed without a warning, at every place, and started again on what they left."""
 
 import json
+import signal
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,6 +42,7 @@ class Machines:
 
     def __init__(self, folder: Path, database: str = "", *, deaths: Path | None = None) -> None:
         self.folder = folder
+        self.others: list[Process] = []
         self.port = free_port()
         self._database = ["--database", database] if database else []
         self.user = User(f"http://127.0.0.1:{self.port}")
@@ -60,20 +62,20 @@ class Machines:
         return self.coordinator
 
     def start_runner(self) -> Process:
-        self.runner = Process(
-            self.folder,
-            "runner",
-            "--coordinator",
-            self.user.address,
-            "--state",
-            str(self.folder / "r"),
-            "--executor",
-            "process",
-        )
+        self.runner = self._a_runner("r")
         return self.runner
 
+    def start_another_runner(self) -> Process:
+        self.others.append(self._a_runner(f"r{len(self.others)}"))
+        return self.others[-1]
+
+    def _a_runner(self, name: str) -> Process:
+        options = ["--coordinator", self.user.address, "--state", str(self.folder / name)]
+        return Process(self.folder, "runner", *options, "--executor", "process")
+
     def close(self) -> None:
-        self.runner.close()
+        for runner in (self.runner, *self.others):
+            runner.close()
         self.coordinator.close()
         self.user.close()
 
@@ -186,6 +188,34 @@ def test_a_coordinator_killed_around_the_effect_of_each_request_loses_nothing(fo
         machines.coordinator.kill()
     places = [f"before-{verb}" for verb in BEFORE_EFFECT] + [f"after-{verb}" for verb in AFTER_EFFECT]
     assert sorted(death.place for death in deaths_in(deaths)) == sorted(places)
+
+
+def test_a_coordinator_that_is_told_to_stop_does_not_wait_for_those_who_wait_for_it(folder):
+    go = folder / "go"
+    script = f"echo begun; until test -e {go}; do sleep 0.02; done; echo ended"
+    with closing(machines := Machines(folder)):
+        user, coordinator = machines.user, machines.coordinator
+        waiting = machines.start_another_runner()  # it waits for steps, the first one for events
+        build = user.submit([a_step("a", runScript=script)])
+        step_id = build["steps"][0]["id"]
+        user.await_log(step_id, b"begun")
+        until(lambda: "runner: " in waiting.output)
+
+        with user.api.client.stream("GET", f"/api/steps/{step_id}/log?follow=true") as followed:
+            lines = followed.iter_lines()
+            assert "begun" in "".join(next(lines) for _ in range(3))
+            coordinator.send(signal.SIGTERM)
+            told = time.monotonic()
+            coordinator.wait(20)
+        took_s = time.monotonic() - told
+        machines.start_coordinator()
+        go.touch()
+        build = user.await_end(build["id"])
+
+        assert took_s < 4, coordinator.output
+        assert "Traceback" not in coordinator.output, coordinator.output
+        assert build["status"] == "SUCCESS", user.tell(build["id"])
+        assert user.transitions(step_id) == ONCE
 
 
 def test_an_outcome_waits_on_the_disk_for_the_coordinator_and_for_the_runner(folder):

@@ -89,7 +89,7 @@ async def acquire(call: Call) -> Response:
                 polls.give_back(runner_id, now=loop.time())
                 return json_answer(Claims(claims=claims))
             left = deadline - loop.time()
-            if left <= 0 or not await call.read(may_wait, call.caller, said):
+            if left <= 0 or call.state.bell.is_closed or not await call.read(may_wait, call.caller, said):
                 return nothing
             await ear.wait(min(left, 1.0))
             if await call.request.is_disconnected():
@@ -115,7 +115,7 @@ async def events(call: Call) -> Response:
             if news is not None:
                 return json_answer(news)
             left = deadline - loop.time()
-            if left <= 0:
+            if left <= 0 or call.state.bell.is_closed:
                 return Response(status_code=204)
             await ear.wait(min(left, LOOK_S))
             if await call.request.is_disconnected():
