@@ -1,15 +1,20 @@
 """The log of a build over HTTP, and the tickets that open it as a WebSocket."""
 
+import asyncio
 import json
 from typing import Any
 
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.types import Message
 
+from coordinator.actions.delete_build import delete_build
 from coordinator.actions.start_step import start_step
 from coordinator.rules.log_lines import LONGEST_PART
 from shared.protocol import Start
-from tests.factories import ON_SQLITE, Held, Mill, a_spec
+from tests.factories import LOCAL, ON_SQLITE, Held, Mill, a_spec
+from tests.fakes import a_scope
 
 NDJSON = "application/x-ndjson"
 
@@ -114,7 +119,7 @@ def test_the_lines_of_all_steps_stand_in_one_log(mill: Mill, client: httpx.Clien
     build = mill.a_build(a_spec(a=[], b=[]))
     for one in mill.acquire(mill.a_runner(), slots=2):
         mill.append(one, 0, b"hello")
-        mill.complete(one, logSize=5)
+        mill.complete(one)
 
     found = log_of(client, build.id, mill.a_member())
 
@@ -123,6 +128,35 @@ def test_the_lines_of_all_steps_stand_in_one_log(mill: Mill, client: httpx.Clien
 
 def test_a_build_that_has_not_begun_has_an_empty_log(mill: Mill, client: httpx.Client) -> None:
     assert log_of(client, mill.a_build().id, mill.a_member()) == []
+
+
+async def test_a_log_that_goes_away_while_it_is_read_does_not_end_as_if_that_were_all(
+    app: Starlette, mill: Mill, held: Held
+) -> None:
+    build_id = build_of(mill, held)
+    data = b"a line that is one of many\n" * 20_000
+    mill.append(held, 0, data)
+    mill.complete(held)
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+        if len(sent) == 2:  # the beginning is on its way
+            await asyncio.to_thread(mill.now, delete_build, LOCAL, build_id)
+
+    async def receive() -> Message:
+        if not asked:
+            await asyncio.Event().wait()
+        return asked.pop()
+
+    asked: list[Message] = [{"type": "http.request", "body": b"", "more_body": False}]
+    headers = [(name.lower().encode(), value.encode()) for name, value in mill.a_member().items()]
+    path = f"/api/v1/builds/{build_id}/logs".encode()
+    await app(a_scope("GET", path, headers=[(b"host", b"localhost:3000"), *headers]), receive, send)
+
+    assert sent[0]["status"] == 200
+    assert sum(len(message["body"]) for message in sent[1:]) > 0
+    assert sent[-1]["more_body"]
 
 
 def test_the_log_of_another_tenants_build_is_not_there(mill: Mill, client: httpx.Client, held: Held) -> None:

@@ -3,8 +3,10 @@
 from collections.abc import AsyncIterator
 from functools import partial
 
+import structlog
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Send
 
 from coordinator.actions.give_ticket import give_ticket as give_ticket_action
 from coordinator.actions.read_build_log import BuildLog, show_build_log
@@ -28,6 +30,8 @@ from coordinator.rules.log_lines import behind
 from shared.clock import to_wire
 from shared.faults import Fault
 
+log = structlog.get_logger()
+
 STREAM_PATH = "/builds/{id}/logs/stream"
 READ = Policy(Audience.USER, "build:read", Scope.HEADER)
 TAG = "Build Execution"
@@ -40,16 +44,32 @@ async def read_build_log(call: Call) -> Response:
     is_text = query.format == "text" or (query.format is None and _prefers_text(call.request))
     encode = message_text if is_text else partial(message_line, build_id)
     reader = LogReader(call.state.site, call.read, build_id, encode, query.start)
-    return StreamingResponse(_until(reader, standing), media_type=TEXT if is_text else NDJSON)
+    said = _until(reader, standing)
+    first = await anext(said, b"")  # where not even that can be read it is refused, and no empty log
+    return _LogAnswer(_behind(first, said), media_type=TEXT if is_text else NDJSON)
+
+
+class _LogAnswer(StreamingResponse):
+    """Never looks whole when it is not."""
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        except (NotFound, Unavailable) as error:
+            # it was deleted, or the database went away: the answer is cut off before its last chunk
+            log.info("log_cut_off", reason=error.code)
+
+
+async def _behind(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for some in rest:
+        yield some
 
 
 async def _until(reader: LogReader, standing: BuildLog) -> AsyncIterator[bytes]:
     """What there was when it was asked for; a build that goes on talking would otherwise never end this."""
     while True:
-        try:
-            batch = await reader.read()
-        except (NotFound, Unavailable):
-            return  # it was deleted meanwhile, or we are stopping: who reads sees that it ends in the middle
+        batch = await reader.read()
         if batch.messages:
             yield b"".join(said for _, said in batch.messages)
         if batch.is_end or batch.is_waiting:
