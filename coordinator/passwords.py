@@ -22,12 +22,17 @@ class WeakPassword(ValueError):
 
 def hash_password(password: str) -> str:
     """What is stored of a password, or WeakPassword."""
+    require_strong(password)
+    return _HASHER.hash(_normal(password))
+
+
+def require_strong(password: str) -> None:
+    """WeakPassword for one that may not be set; quick, unlike the hashing."""
     password = _normal(password)
     if not MIN_LENGTH <= len(password) <= MAX_LENGTH:
         raise WeakPassword(f"must have {MIN_LENGTH} to {MAX_LENGTH} characters")
     if len(set(password)) < 4:
         raise WeakPassword("must have at least 4 different characters")
-    return _HASHER.hash(password)
 
 
 def is_password(stored: str | None, password: str) -> bool:

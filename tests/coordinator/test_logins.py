@@ -169,6 +169,23 @@ def test_another_password_ends_every_login(client: httpx.Client, mill: Mill) -> 
     assert log_in(client, password="another horse and staple").status_code == 200
 
 
+def test_a_new_password_that_is_too_weak_is_no_guess_of_the_old_one(
+    client: httpx.Client, mill: Mill, settings: Settings
+) -> None:
+    mill.a_user()
+    here = as_holder(log_in(client))
+    weak = {"current_password": PASSWORD, "new_password": "a" * 20}
+
+    answers = [
+        client.post("/api/v1/auth/password", headers=here, json=weak)
+        for _ in range(settings.login_failures + 1)
+    ]
+
+    assert {answer.status_code for answer in answers} == {400}
+    assert list(answers[-1].json()["details"]) == ["new_password"]
+    assert log_in(client).status_code == 200
+
+
 def test_who_is_disabled_is_out_at_once(client: httpx.Client, mill: Mill) -> None:
     user = mill.a_user(acme="owner")
     holder = as_holder(log_in(client))

@@ -13,7 +13,7 @@ from coordinator.api.endpoint import Answer, Call, Endpoint, json_answer
 from coordinator.api.executions import auth_shapes
 from coordinator.api.executions.operations import error, operation
 from coordinator.errors import CoordinatorError, Denied, Invalid, Unauthenticated
-from coordinator.passwords import WeakPassword
+from coordinator.passwords import WeakPassword, require_strong
 from coordinator.rules.access import Audience, Policy
 from shared.faults import Fault
 
@@ -52,13 +52,14 @@ async def show_account(call: Call) -> Response:
 
 async def change_password(call: Call) -> Response:
     body: auth_shapes.PasswordIn = call.body
+    try:
+        require_strong(body.new_password)  # before anything counts as a guess
+    except WeakPassword as error:
+        raise Invalid("the password is not valid", details=(Fault("new_password", str(error)),)) from error
     before = await call.write(begin_change, call.state.site, call.caller)
     if not await call.state.passwords.is_password(before, body.current_password):
         raise Denied("the current password is wrong")
-    try:
-        after = await call.state.passwords.hash_password(body.new_password)
-    except WeakPassword as error:
-        raise Invalid("the password is not valid", details=(Fault("new_password", str(error)),)) from error
+    after = await call.state.passwords.hash_password(body.new_password)
     await call.write(change_password_action, call.caller, before, after)
     call.state.rights.have_changed()
     return Response(status_code=204)
