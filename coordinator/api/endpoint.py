@@ -267,21 +267,29 @@ class _PathApp:
         headers = request.scope["headers"]
         if endpoint.body is not None and not endpoint.body_is_optional:
             guards.check_json_content_type(headers)
-        data = await guards.read_body(
-            request.receive,
-            headers,
-            limit=endpoint.body_limit,
-            deadline_s=self._state.settings.body_deadline,
-        )
+        deadline_s = self._state.settings.body_deadline
         if endpoint.body is None:
-            if data:
-                raise Invalid("this operation takes no body", details=(Fault("body", "must be empty"),))
+            await _require_no_body(request, deadline_s)
             return None, None
+        data = await guards.read_body(
+            request.receive, headers, limit=endpoint.body_limit, deadline_s=deadline_s
+        )
         if endpoint.body_is_optional:
             if not data:
                 return None, None
             guards.check_json_content_type(headers)
         return parse_body(endpoint.body, data)
+
+
+async def _require_no_body(request: Request, deadline_s: float) -> None:
+    """Whatever is sent is too much, so that neither its size nor its form matters."""
+    try:
+        await guards.read_body(request.receive, request.scope["headers"], limit=0, deadline_s=deadline_s)
+    except guards.ClientGone:
+        raise
+    except guards.UnreadableBody as error:
+        fault = Fault("body", "must be empty")
+        raise Invalid("this operation takes no body", details=(fault,)) from error
 
 
 def parse_body(model: type[BaseModel], data: bytes) -> tuple[Any, Any]:

@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 from coordinator.actions.change_project import change_project
 from coordinator.settings import Settings
 from coordinator.store.dialect import Database
+from shared.ids import new_id
 from tests.coordinator.live_logs import Served, served
 from tests.factories import LOCAL, ON_SQLITE, PASSWORD, MadeUser, Mill, a_spec
 from tests.trip.stage import until
@@ -105,6 +106,17 @@ def test_a_body_that_is_too_large_or_compressed_is_refused_at_every_door(ask: As
     for method, path in every_door(project):
         refused(ask(method, path, b'{"x":"' + b"x" * MIB + b'"}'), 413)
         refused(ask(method, path, gzip.compress(b"[" * 64 * MIB, 1), **{"Content-Encoding": "gzip"}), 415)
+
+
+@pytest.mark.threat("L01")
+@ON_SQLITE
+@pytest.mark.parametrize(
+    ("body", "encoding"), [(b"x", "identity"), (b"x" * 2 * MIB, "identity"), (b"x", "gzip")]
+)
+def test_where_no_body_belongs_every_body_is_the_same_mistake(ask: Ask, body: bytes, encoding: str) -> None:
+    answer = ask("DELETE", f"/builds/{new_id()}", body, **{"Content-Encoding": encoding})
+
+    assert refused(answer)["details"] == {"body": "must be empty"}
 
 
 @pytest.mark.threat("L01")
