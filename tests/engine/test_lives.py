@@ -8,8 +8,10 @@ import docker
 import pytest
 
 from tests.factories import a_step
+from tests.runner.state_folder import a_state_folder
 from tests.trip.lives import deaths_in
 from tests.trip.stage import an_engine_stage, said_in, steps_of, until
+from tests.trip.test_crashes import LOST_AFTER_S, NUMBERS, Machines, closing, phases_in
 
 pytestmark = pytest.mark.engine
 
@@ -63,6 +65,33 @@ def test_a_runner_killed_around_the_lines_of_its_journal_runs_no_container_twice
             assert said_in(stage.log(step["id"])) == b"1\n", name
             assert stage.transitions(step["id"]) == ONCE, name
             until(lambda step=step: not containers_of(engine, step["id"]), 20)
+
+
+def test_a_container_its_log_and_its_outcome_outlast_a_coordinator_and_a_runner_that_are_killed(engine):
+    """The container ends while there is nobody to be told, and the outage is longer than silence may last."""
+    with a_state_folder() as folder, closing(machines := Machines(folder, executor="docker")):
+        user = machines.user
+        user.an_image("box", "buildmill/busybox:1")
+        talk = "for n in $(seq 0 299); do echo $n; sleep 0.01; done; echo x > out"
+        build = user.submit([a_step("a", runScript=talk, outputPaths=["out"])])
+        step_id = build["steps"][0]["id"]
+        user.await_log(step_id, b"\n50\n")
+
+        machines.coordinator.kill()
+        outage = time.monotonic()
+        until(lambda: "uploading" in phases_in(folder / "r"), told=lambda: machines.runner.output)
+        machines.runner.kill()
+        machines.start_runner()
+        until(lambda: time.monotonic() - outage > LOST_AFTER_S + 1)
+        machines.start_coordinator()
+        build = user.await_end(build["id"])
+
+        assert build["status"] == "SUCCESS", user.tell(build["id"])
+        assert said_in(user.log(step_id)) == NUMBERS.encode()
+        assert build["steps"][0]["attempts"][0]["logState"] == "complete"
+        assert user.transitions(step_id) == ONCE
+        assert set(user.artifacts(build["id"])) == {"out"}
+        until(lambda: not containers_of(engine, step_id), 20)
 
 
 def test_a_runner_that_was_stopped_past_its_lease_kills_its_container_and_changes_nothing(engine):

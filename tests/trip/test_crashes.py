@@ -40,8 +40,11 @@ def is_ready(user):
 class Machines:
     """A coordinator and a runner, each a process that can be killed and started again."""
 
-    def __init__(self, folder: Path, database: str = "", *, deaths: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path, database: str = "", *, deaths: Path | None = None, executor: str = "process"
+    ) -> None:
         self.folder = folder
+        self._executor = executor
         self.others: list[Process] = []
         self.port = free_port()
         self._database = ["--database", database] if database else []
@@ -71,7 +74,7 @@ class Machines:
 
     def _a_runner(self, name: str) -> Process:
         options = ["--coordinator", self.user.address, "--state", str(self.folder / name)]
-        return Process(self.folder, "runner", *options, "--executor", "process")
+        return Process(self.folder, "runner", *options, "--executor", self._executor)
 
     def close(self) -> None:
         for runner in (self.runner, *self.others):
