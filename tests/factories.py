@@ -288,8 +288,8 @@ class Mill:
         """
         step = (self.site, held.runner.caller, held.step_id, held.proof)
         size, path = self.tx(log_to_seal, *step)
-        if "logGap" not in said:
-            said.setdefault("log_size", size)
+        if not said.keys() & {"logSize", "log_size", "logGap", "log_gap"}:
+            said["logSize"] = size
         sealed = SealedLog(size, self.site.logs.seal(path, size))
         completion = Completion.model_validate_json(json.dumps({"status": status, **said}))
         return self.now(complete_step, *step, completion, sealed)
