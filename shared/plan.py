@@ -311,19 +311,24 @@ def _rank(names: Sequence[str | None], dependencies: Sequence[set[int]]) -> tupl
     free = [position for position, count in enumerate(missing) if count == 0]
     heapq.heapify(free)
     ranks = [-1] * len(names)
+    circles = []
     for rank in range(len(names)):
         if not free:
-            return ranks, [_circle(names, dependencies, ranks)]
+            circle = _circle(dependencies, ranks)
+            circles.append(_circle_fault(names, circle))
+            for position in circle:  # as if it were none, so that the circles behind it are found too
+                missing[position] = 0
+                heapq.heappush(free, position)
         position = heapq.heappop(free)
         ranks[position] = rank
         for other in dependents[position]:
             missing[other] -= 1
             if missing[other] == 0:
                 heapq.heappush(free, other)
-    return ranks, []
+    return ranks, circles
 
 
-def _circle(names: Sequence[str | None], dependencies: Sequence[set[int]], ranks: Sequence[int]) -> Fault:
+def _circle(dependencies: Sequence[set[int]], ranks: Sequence[int]) -> list[int]:
     """Follow unranked dependencies until one comes back: every unranked step has one."""
     here = next(position for position, rank in enumerate(ranks) if rank < 0)
     seen: dict[int, int] = {}
@@ -332,9 +337,13 @@ def _circle(names: Sequence[str | None], dependencies: Sequence[set[int]], ranks
         seen[here] = len(path)
         path.append(here)
         here = min(other for other in dependencies[here] if ranks[other] < 0)
-    circle = [*path[seen[here] :], here]
-    shown = " -> ".join(str(names[position]) for position in circle[:20])
-    more = " -> ..." if len(circle) > 20 else ""
+    return path[seen[here] :]
+
+
+def _circle_fault(names: Sequence[str | None], circle: Sequence[int]) -> Fault:
+    closed = [*circle, circle[0]]
+    shown = " -> ".join(str(names[position]) for position in closed[:20])
+    more = " -> ..." if len(closed) > 20 else ""
     return Fault(f"steps[{circle[0]}].dependsOn", f"closes a circle: {shown}{more}")
 
 

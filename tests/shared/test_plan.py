@@ -161,6 +161,22 @@ def test_what_hangs_behind_a_circle_is_not_blamed_for_it() -> None:
     assert found == {"steps[1].dependsOn": "closes a circle: a -> b -> a"}
 
 
+def test_every_circle_is_named_at_once() -> None:
+    found = faults_of(
+        a_step("a", ["b"]),
+        a_step("b", ["a"]),
+        a_step("between", ["a", "c"]),
+        a_step("c", ["e"]),
+        a_step("d", ["c"]),
+        a_step("e", ["d", "b"]),
+    )
+
+    assert found == {
+        "steps[0].dependsOn": "closes a circle: a -> b -> a",
+        "steps[3].dependsOn": "closes a circle: c -> e -> d -> c",
+    }
+
+
 def test_a_long_circle_is_cut_when_it_is_shown() -> None:
     steps = [a_step(f"s{number}", [f"s{(number + 1) % 50}"]) for number in range(50)]
 
@@ -289,7 +305,19 @@ def test_so_many_steps_are_planned_and_one_more_is_not() -> None:
 @pytest.mark.threat("F08")
 @pytest.mark.parametrize(
     "kind",
-    ["chain", "wide", "dense", "circle", "million", "nonsense", "numbers", "paths", "variables", "labels"],
+    [
+        "chain",
+        "wide",
+        "dense",
+        "circle",
+        "circles",
+        "million",
+        "nonsense",
+        "numbers",
+        "paths",
+        "variables",
+        "labels",
+    ],
 )
 def test_no_shape_of_a_workflow_takes_long(kind: str) -> None:
     names = [f"s{number}" for number in range(MAX_STEPS)]
@@ -298,6 +326,9 @@ def test_no_shape_of_a_workflow_takes_long(kind: str) -> None:
         "wide": lambda: [a_step(name, names[:1] if at else []) for at, name in enumerate(names)],
         "dense": lambda: [a_step(name, names[max(0, at - 20) : at]) for at, name in enumerate(names)],
         "circle": lambda: [a_step(name, [names[at - 1]]) for at, name in enumerate(names)],
+        "circles": lambda: [
+            a_step(name, [names[at ^ 1], *names[at + 2 : at + 20]]) for at, name in enumerate(names)
+        ],
         "million": lambda: [None] * 1_000_000,
         "nonsense": lambda: [a_step(3, ["x"] * 20, env={"1": 1}) for _ in names],
         "numbers": lambda: [a_step("a", [1] * 999) for _ in names],
