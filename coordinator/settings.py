@@ -121,4 +121,9 @@ class Settings(BaseSettings):
 
     @property
     def database_url(self) -> str:
-        return self.database or f"sqlite:///{self.data.absolute() / 'buildmill.db'}"
+        return self.database or f"sqlite:///{self.sqlite_file}"
+
+    @property
+    def sqlite_file(self) -> Path:
+        """Where the database is when no other is named."""
+        return self.data.absolute() / "buildmill.db"

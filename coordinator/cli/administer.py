@@ -17,6 +17,7 @@ import click
 import httpx
 
 from coordinator.cli.serve import (
+    LOCK_FILE,
     DataFolderInUse,
     explaining_the_database,
     only_process,
@@ -151,6 +152,7 @@ def reaching(address: str | None, token: str | None, options: dict[str, Any]) ->
         with _client(running, token or _operator_token(settings)) as client:
             yield Desk(client)
         return
+    _require_installation(settings)
     with _alone(settings) as desk:
         yield desk
 
@@ -168,6 +170,25 @@ def require_data_folder(settings: Settings) -> None:
         raise _unusable(settings, error) from error
     if not is_there:
         raise click.ClickException(f"there is no data folder {settings.data}; name one with --data")
+
+
+def _require_installation(settings: Settings) -> None:
+    """What a coordinator left, or nothing at all: nobody's other folder becomes a new installation.
+
+    Nor does one whose coordinator has its database elsewhere get another one beside it.
+    """
+    try:
+        found = {path.name for path in settings.data.iterdir()} - {LOCK_FILE}
+    except OSError as error:
+        raise _unusable(settings, error) from error
+    if found and "keys" not in found:
+        raise click.ClickException(
+            f"{settings.data} is not the data folder of a coordinator; name it with --data"
+        )
+    if found and not settings.database and not settings.sqlite_file.exists():
+        raise click.ClickException(
+            f"there is no database {settings.sqlite_file}; name the coordinator's with --database"
+        )
 
 
 def find_running(settings: Settings) -> str | None:

@@ -20,6 +20,7 @@ from shared.plan import shape_faults
 log = structlog.get_logger()
 
 BACKLOG = 2048
+LOCK_FILE = "lock"
 
 
 @click.command()
@@ -142,7 +143,7 @@ def only_process(settings: Settings) -> Iterator[None]:
         yield
         return
     try:
-        descriptor = os.open(settings.data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(settings.data / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise click.ClickException(
             f"the data folder {settings.data} cannot be used: {error.strerror}"

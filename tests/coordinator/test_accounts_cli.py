@@ -133,6 +133,30 @@ def test_no_data_folder_is_no_installation(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+def test_a_folder_of_something_else_stays_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+
+    answer = buildmill(tmp_path, "tenant", "list")
+
+    assert answer.exit_code == 1
+    assert f"{tmp_path} is not the data folder of a coordinator" in answer.output
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_coordinator_with_its_database_elsewhere_gets_no_other_one(tmp_path: Path) -> None:
+    elsewhere = f"sqlite:///{tmp_path / 'elsewhere.db'}"
+    data = tmp_path / "data"
+    data.mkdir()
+    well(buildmill(data, "tenant", "create", "acme", "--database", elsewhere))
+
+    answer = buildmill(data, "tenant", "create", "beta")
+
+    assert answer.exit_code == 1
+    assert "name the coordinator's with --database" in answer.output
+    assert not (data / "buildmill.db").exists()
+    assert "acme" in well(buildmill(data, "tenant", "list", "--database", elsewhere))
+
+
 @pytest.mark.parametrize("content", ["wörd".encode(), b"\xff\xfe\x00", b"", b"one\ntwo"])
 def test_a_file_that_holds_no_token_is_named(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "token"
