@@ -23,12 +23,20 @@ RECORD: Final = "files.json"
 _RC: Final = re.compile(rb"([0-9]{1,3})( lost)?\n")
 
 # What is in the secrets' file is ours alone; it is emptied before the script can look.
+# A line in rc says that the script has begun: an operator may start the container again, and the script is
+# not run again for that. How the first run ended counts; one that wrote nothing was killed.
 # Output goes through a pipe: a program that opens /dev/stderr anew would empty a regular file. The pump
 # ignores TERM, so that the last words of a cancelled script arrive; two seconds bound the wait for daemons
 # that keep the pipe open. Where it fails, the disk is full, and the record says that output was lost. An
 # image without cat or sleep gets the plain file.
 _LAUNCH: Final = """\
 trap : TERM INT HUP
+if [ -s @/rc ]; then
+    echo 'started a second time from outside' >&2
+    read -r rc lost <@/rc
+    exit "${rc:-137}"
+fi
+echo 2>/dev/null >@/rc
 exec </dev/null
 if [ -x /bin/bash ]; then s=/bin/bash; else s=/bin/sh; fi
 if [ -e @/secrets ]; then

@@ -163,6 +163,23 @@ def test_a_kill_from_outside_is_told_from_ours(executor, engine, job) -> None:
     assert executor.wait(theirs, timeout_s=30).reason is Reason.KILLED
 
 
+@pytest.mark.parametrize(("signal", "told"), [("SIGTERM", (143, None)), ("SIGKILL", (None, Reason.KILLED))])
+def test_a_container_started_again_from_outside_does_not_run_its_script_again(
+    executor, engine, job, signal, told
+) -> None:
+    attempt = begin(executor, job("echo begun; sleep 3"))
+    wait_for_log(attempt, "begun")
+
+    engine.kill(attempt.name, signal)
+    engine.wait(attempt.name)
+    engine.start(attempt.name)
+    ended = executor.wait(attempt, timeout_s=30)
+
+    assert (ended.rc, ended.reason) == told
+    assert not ended.succeeded
+    assert log_of(attempt).count("begun") == 1
+
+
 def test_a_container_removed_from_outside_has_vanished(executor, engine, job) -> None:
     attempt = begin(executor, job("sleep 1000"))
 

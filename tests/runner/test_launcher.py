@@ -36,6 +36,23 @@ def test_a_daemon_that_holds_stdout_delays_the_end_by_two_seconds_at_most(tmp_pa
     assert (tmp_path / "log").read_text() == "done\n"
 
 
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize(
+    ("end", "ended_with", "rc"), [("exit 0", 0, 0), ("exit 143", 143, 143), ("kill -9 $PPID", 137, None)]
+)
+def test_a_script_that_has_begun_is_not_run_again(
+    tmp_path: Path, shell: str, end: str, ended_with: int, rc: int | None
+) -> None:
+    """Whoever starts it again gets what the first run ended with; one that was killed left nothing."""
+    script = f"echo once >> {tmp_path}/runs; {end}"
+
+    launch(tmp_path, script, shell)
+    again = launch(tmp_path, script, shell)
+
+    assert (tmp_path / "runs").read_text() == "once\n"
+    assert (again, read_rc(tmp_path)) == (ended_with, rc)
+
+
 def test_a_folder_with_spaces_and_quotes_is_served(tmp_path: Path) -> None:
     folder = tmp_path / "a 'b' $c"
     folder.mkdir()
