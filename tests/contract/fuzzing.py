@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +92,11 @@ def fuzz_roles(options: argparse.Namespace, work: Path, client: httpx.Client) ->
     known = {"hidden": sorted(hidden), "twins": _twins(mine, theirs), "known": _in_bodies(seeds)}
     (work / "tenants.json").write_text(json.dumps(known))
     failed = []
-    for number, role in enumerate(ROLES):
-        if role not in options.roles:
-            continue
-        chosen = operations_of(client, number + options.part, options.share)
-        for operations in (chosen - ENDING, chosen & ENDING):  # what ends the credential comes last
-            if operations and not fuzz_role(options, work, client, role, mine, seeds, operations):
+    operations = operations_of(client)
+    for role in (role for role in ROLES if role in options.roles):
+        chosen = share_of(role, operations, part=options.part, share=options.share)
+        for some in (chosen - ENDING, chosen & ENDING):  # what ends the credential comes last
+            if some and not fuzz_role(options, work, client, role, mine, seeds, some):
                 failed.append(f"as {role}: see above")
     failed += [f"changed for the other tenant: {row}" for row in gone_from(only_theirs, rows_in(database))]
     return failed
@@ -131,12 +130,18 @@ def fuzz_role(
     return is_right and who.status_code == 200
 
 
-def operations_of(client: httpx.Client, first: int, share: int) -> set[str]:
-    """Every so many-th operation: each part takes others, and so does each role."""
+def operations_of(client: httpx.Client) -> list[str]:
+    """All but the one that the fuzzer has the specification from."""
     paths = client.get("/openapi.json").json()["paths"]
     names = sorted(f"{method.upper()} {path}" for path, item in paths.items() for method in item)
     names.remove("GET /openapi.json")
-    return {name for number, name in enumerate(names) if (number + first) % share == 0}
+    return names
+
+
+def share_of(role: str, operations: Sequence[str], *, part: int, share: int) -> set[str]:
+    """Every so many-th operation: each part takes others, and so does each role."""
+    first = ROLES.index(role) + part
+    return {name for number, name in enumerate(operations) if (number + first) % share == 0}
 
 
 def _twins(mine: FuzzTenant, theirs: FuzzTenant) -> dict[str, str]:

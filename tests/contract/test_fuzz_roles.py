@@ -8,10 +8,31 @@ from pathlib import Path
 import pytest
 
 from coordinator.app import ALL_ENDPOINTS
-from tests.contract.fuzzing import ROLES
+from tests.contract.fuzzing import ROLES, share_of
 
 ROOT = Path(__file__).parents[2]
 IS_FULL = bool(os.environ.get("BUILDMILL_TEST_FULL"))
+
+
+PARTS = range(len(ROLES))
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_in_each_part_every_operation_falls_to_one_role(part: int) -> None:
+    operations = [f"GET /{number}" for number in range(100)]
+
+    taken = [name for role in ROLES for name in share_of(role, operations, part=part, share=len(ROLES))]
+
+    assert sorted(taken) == sorted(operations)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_in_all_parts_together_each_role_takes_every_operation(role: str) -> None:
+    operations = [f"GET /{number}" for number in range(100)]
+
+    taken = [name for part in PARTS for name in share_of(role, operations, part=part, share=len(ROLES))]
+
+    assert sorted(taken) == sorted(operations)
 
 
 @pytest.mark.threat("A12")
