@@ -166,7 +166,7 @@ def choose_inputs(inputs: Sequence[InputFile], note: Note) -> list[InputFile]:
                 raise _conflict(parent, standing, entry)
             parents.setdefault(parent, entry)
         if before is not None and entry.type != "directory" and before.step != entry.step and before != entry:
-            note(f"warning: {entry.path} of step {entry.step} overwrites that of step {before.step}")
+            note(f"{entry.path} of step {entry.step} overwrites that of step {before.step}")
         chosen[entry.path] = entry
     return sorted(chosen.values(), key=lambda entry: entry.path.split("/"))
 

@@ -144,8 +144,8 @@ def test_the_later_step_wins_and_every_overwrite_is_said_in_one_line(bench: Benc
 
     assert read_tree(workspace.path) == {"x": "of b", "same": "equal", "l": "->y"}
     assert bench.notes == [
-        "warning: x of step b overwrites that of step a",
-        "warning: l of step c overwrites that of step b",
+        "x of step b overwrites that of step a",
+        "l of step c overwrites that of step b",
     ]
 
 

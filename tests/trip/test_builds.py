@@ -43,8 +43,8 @@ def test_outputs_of_all_dependencies_stand_in_the_workspace_and_the_later_one_wi
     assert build["status"] == "SUCCESS", stage.tell(build["id"])
     assert said_in(log).startswith(b"a\nb\nb\nc\n")
     assert said_in(log).endswith(b"a\nall\nb\nboth\n")  # what no step named as an output is not there
-    assert b"warning: out/all of step b overwrites that of step a\n" in log
-    assert b"warning: out/both of step c overwrites that of step b\n" in log
+    assert b"[buildmill] warning: out/all of step b overwrites that of step a\n" in log
+    assert b"[buildmill] warning: out/both of step c overwrites that of step b\n" in log
     assert set(stage.artifacts(build["id"])) == {"out/a", "out/all", "out/b", "out/both"}
 
 
