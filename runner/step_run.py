@@ -33,6 +33,7 @@ from runner.journal import Journal, JournalPhase
 from runner.log_stream import Level, LogStream
 from runner.mask import Masker, needles_for, plan_masking
 from runner.means import Means
+from runner.workspace import refuse_hidden_inputs
 from shared.clock import to_wire, utc_now
 from shared.protocol import ArtifactEntry, Claim, Completion, InputFile, Phase, Source, Start
 from shared.reasons import Reason
@@ -214,6 +215,7 @@ class StepRun:
         checkout = self._check_out(claim.source) if claim.source else None
         self._stop_if_told()
         self._set_phase(Phase.RESTORING)
+        refuse_hidden_inputs(claim.inputs, [mount.path for mount in claim.mounts])
         self._open_caches()
         workspace = self._means.workspaces.build(
             self._folder,

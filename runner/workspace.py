@@ -171,6 +171,20 @@ def choose_inputs(inputs: Sequence[InputFile], note: Note) -> list[InputFile]:
     return sorted(chosen.values(), key=lambda entry: entry.path.split("/"))
 
 
+def refuse_hidden_inputs(inputs: Iterable[InputFile], cache_dirs: Iterable[str]) -> None:
+    """A cache lies over the workspace: what other steps hand on there, the script would never see."""
+    caches = {path for path in cache_dirs if not path.startswith("/")}
+    within = tuple(f"{path}/" for path in caches)
+    above = {parent for path in caches for parent in _parents_of(path)}
+    for entry in inputs:
+        is_folder = entry.type == "directory"
+        if entry.path.startswith(within) or (not is_folder and (entry.path in caches or entry.path in above)):
+            raise StepError(
+                Reason.OUTPUT_CONFLICT,
+                f"step {entry.step} delivers {entry.path}, where this step keeps a cache directory",
+            )
+
+
 def _conflict(path: str, first: InputFile, second: InputFile) -> StepError:
     return StepError(
         Reason.OUTPUT_CONFLICT,

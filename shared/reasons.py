@@ -74,7 +74,7 @@ MEANINGS = {
     Reason.IMAGE_DENIED: "the registry refuses the image to this runner",
     Reason.BAD_CONFIG: "the step asks for something that the runner cannot give",
     Reason.OUTPUT_MISSING: "a required output path was not there after the script had ended",
-    Reason.OUTPUT_CONFLICT: "two dependencies deliver a file and a directory at one path",
+    Reason.OUTPUT_CONFLICT: "what dependencies deliver cannot all stand in the workspace",
     Reason.DISK_LIMIT: "the step wrote more than its disk limit",
     Reason.COMMIT_NOT_FOUND: "the repository has no such commit or branch",
     Reason.REGISTRY_UNREACHABLE: "the image registry cannot be reached",

@@ -290,6 +290,36 @@ def test_inputs_that_lead_outside_are_refused_before_anything_runs(run, coordina
     assert coordinator.completions[0]["reason"] == "bad_config"
 
 
+@pytest.mark.parametrize(
+    ("path", "type", "cache"),
+    [
+        ("deps/lib.a", "file", "deps"),
+        ("deps/a/b/empty", "directory", "deps/a"),
+        ("deps", "file", "deps"),
+        ("deps", "link", "deps/cache"),
+    ],
+)
+def test_a_cache_never_hides_what_a_dependency_delivers(run, coordinator, state, path, type, cache):
+    entry = {"step": "s", "path": path, "type": type, "sha256": "a" * 64, "size": 1, "target": "x"}
+
+    run(f"touch {state}/ran", inputs=[entry], mounts=[{"path": cache, "key": "k"}])
+
+    (said,) = coordinator.completions
+    assert said["reason"] == "output_conflict"
+    assert f"step s delivers {path}" in said["detail"]
+    assert not (state / "ran").exists()
+
+
+@pytest.mark.parametrize("cache", ["deps", "dep", "deps/lib/cache", "/deps"])
+def test_a_cache_beside_what_a_dependency_delivers_is_no_conflict(run, coordinator, cache):
+    folders = ["deps", "deps-too/lib"]
+    inputs = [{"step": "s", "path": path, "type": "directory"} for path in folders]
+
+    run("test -d deps-too/lib", inputs=inputs, mounts=[{"path": cache, "key": "k"}])
+
+    assert [said["status"] for said in coordinator.completions] == ["success"]
+
+
 @needs_root
 def test_outputs_are_not_collected_from_a_workspace_that_a_reboot_took_away(
     run, coordinator, attempt, state, means
