@@ -117,7 +117,7 @@ def _plain(item: Any) -> str:
     if item["type"] in _PLAIN:
         return _PLAIN[item["type"]]
     message = str(item["msg"]).removeprefix("Value error, ")
-    return message[:1].lower() + message[1:]
+    return message if message[1:2].isupper() else message[:1].lower() + message[1:]
 
 
 def _read_step(raw: object, position: int, faults: list[Fault]) -> StepSpec | None:

@@ -28,7 +28,7 @@ def create_unstarted_build(
     project = projects.get_project(tx, caller, project_id)
     workflow = _workflow_of(tx, project)
     if project.repo_url is None:
-        raise _cannot_be_built("has no repository; set one with its repoUrl")
+        raise _cannot_be_built("has no repository; set one with its repo_url")
     request = BuildRequest(workflow.id, branch=branch, commit_hash=commit)
     return insert_build(tx, site, caller, project, workflow, request, state=BuildState.CREATED, now=now)
 
@@ -40,7 +40,7 @@ def _workflow_of(tx: Session, project: Project) -> Workflow:
     if not chosen:
         raise _cannot_be_built("has no workflow")
     if len(chosen) > 1:
-        raise _cannot_be_built("has several workflows; set one of them as its defaultWorkflowId")
+        raise _cannot_be_built("has several workflows; set one of them as its default_workflow_id")
     return chosen[0]
 
 

@@ -35,7 +35,7 @@ T = TypeVar("T")
 log = structlog.get_logger()
 
 MAX_BODY = 1024 * 1024
-_DECIMAL = re.compile(r"-?[0-9]{1,19}")
+_DECIMAL = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
 @dataclass(frozen=True)
@@ -301,7 +301,8 @@ def parse_body(model: type[BaseModel], data: bytes) -> tuple[Any, Any]:
     try:
         return model.model_validate_json(data, by_alias=True, by_name=False), raw
     except ValidationError as error:
-        raise Invalid("the body is not valid", details=tuple(shape_faults(error))) from error
+        faults = tuple(replace(fault, path=fault.path or "body") for fault in shape_faults(error))
+        raise Invalid("the body is not valid", details=faults) from error
 
 
 def _ids_in(body: Any) -> list[str]:

@@ -299,6 +299,19 @@ def test_a_retry_makes_a_new_build_that_is_queued_and_linked(ask: Caller, mill: 
     assert mill.acquire(mill.a_runner()) == []
 
 
+@ON_SQLITE
+def test_what_is_wrong_with_a_body_is_named_in_its_own_words(ask: Caller, mill: Mill, project: str) -> None:
+    whole = refusal(ask("POST", "/builds", json=[]), 400, "INVALID_REQUEST")
+    head = {"project_id": project, "git_branch": "HEAD"}
+    capitals = refusal(ask("POST", "/builds", json=head), 400, "INVALID_REQUEST")
+    bare = {"project_id": mill.a_project(), "git_branch": "main"}
+    unsettled = refusal(ask("POST", "/builds", json=bare), 400, "INVALID_REQUEST")
+
+    assert whole["details"] == {"body": "must be an object"}
+    assert capitals["details"] == {"git_branch": "HEAD is not the name of a branch"}
+    assert unsettled["details"] == {"project_id": "names a project that has no workflow"}
+
+
 def test_only_what_failed_or_was_cancelled_can_be_retried(ask: Caller, mill: Mill, project: str) -> None:
     runner = mill.a_runner()
     succeeded = ask.a_started_build(project)
@@ -476,6 +489,7 @@ def test_pages_do_not_repeat_builds_that_are_equal(
         ("page=0", "page"),
         ("page=-1", "page"),
         ("page=1.0", "page"),
+        ("page=01", "page"),
         (f"page={2**63}", "page"),
         (f"page={10**30}", "page"),
         ("page=1&page=2", "page"),
