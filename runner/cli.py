@@ -307,6 +307,11 @@ def _register(settings: Settings, state: Path, connect: Connect) -> Identity:
             f"the coordinator at {settings.coordinator} cannot be reached ({error}): "
             "start it, or name another address with --coordinator"
         ) from error
+    except LeaseLost as error:
+        raise BadSetup(
+            f"no runner can register at {settings.coordinator} ({error}): name the coordinator's own address "
+            "with --coordinator, without a path of its API"
+        ) from error
     except Refused as error:
         raise BadSetup(f"the coordinator refuses to register this runner: {error}") from error
     finally:

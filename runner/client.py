@@ -48,6 +48,7 @@ _REVOKED = "revoked"
 _BLOB_GONE = "blob_gone"  # the step is still ours, and can never have its inputs
 _STALE_CODES = frozenset({"stale_attempt", "abandoned", "released", "conflict"})
 _GONE_CODES = frozenset({"not_found", "gone", "expired"})
+SHOWN_FAULTS = 5
 
 
 @dataclass(frozen=True)
@@ -373,7 +374,14 @@ def _error(answer: httpx.Response) -> Exception:
         return LeaseLost(f"{what}: {sentence}") if lost else Unreachable(f"{what}: {code}, {sentence}")
     if status == 409 and code in _STALE_CODES:
         return LeaseLost(f"{what}: {sentence}")
-    return Refused(f"{what}: {sentence}", status=status, code=code)
+    return Refused(f"{what}: {sentence}{_named_faults(said['details'])}", status=status, code=code)
+
+
+def _named_faults(details: list[Any]) -> str:
+    """The first few faults that a refusal names, to stand behind its sentence."""
+    named = [fault for fault in details[:SHOWN_FAULTS] if isinstance(fault, dict)]
+    told = "; ".join(f"{fault.get('path')}: {fault.get('reason')}"[:300] for fault in named)
+    return f" ({told})" if told else ""
 
 
 def _is_ours(said: dict[str, Any]) -> bool:

@@ -92,6 +92,25 @@ def test_a_refused_token_names_the_file_that_holds_the_right_one(tmp_path: Path)
         )
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "details", "told"),
+    [
+        (404, "not_found", [], "without a path of its API"),
+        (400, "invalid", [{"path": "labels[0]", "reason": "is no label"}], r"\(labels\[0\]: is no label\)"),
+    ],
+)
+def test_a_registration_that_is_refused_says_what_to_correct(
+    tmp_path: Path, status: int, code: str, details: list[object], told: str
+) -> None:
+    refusing = coordinator_that_answers(status, {"error": "no", "code": code, "details": details})
+
+    with pytest.raises(BadSetup, match=told):
+        make_agent(
+            Settings(state=tmp_path, executor="process"),
+            connect=lambda address, secret: Client(address, secret, transport=refusing),
+        )
+
+
 def test_an_engine_that_is_not_there_is_one_line_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
