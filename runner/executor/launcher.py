@@ -27,8 +27,9 @@ _RC: Final = re.compile(rb"([0-9]{1,3})( lost)?\n")
 # not run again for that. How the first run ended counts; one that wrote nothing was killed.
 # Output goes through a pipe: a program that opens /dev/stderr anew would empty a regular file. The pump
 # ignores TERM, so that the last words of a cancelled script arrive; two seconds bound the wait for daemons
-# that keep the pipe open. Where it fails, the disk is full, and the record says that output was lost. An
-# image without cat or sleep gets the plain file.
+# that keep the pipe open, and is told by a signal that nobody else sends. Where the pump ends in another way, the
+# disk is full or somebody killed it, and the record says that output was lost. An image without cat or sleep
+# gets the plain file.
 _LAUNCH: Final = """\
 trap : TERM INT HUP
 if [ -s @/rc ]; then
@@ -48,10 +49,10 @@ if has cat && has sleep; then
     ( trap '' TERM INT HUP; PATH=$PATH:/usr/bin:/bin; exec cat <@/pipe >>@/log ) & p=$!
     "$s" @/script.sh >@/pipe 2>&1
     rc=$?
-    ( PATH=$PATH:/usr/bin:/bin; sleep @drain; kill -9 $p ) >/dev/null 2>&1 &
+    ( PATH=$PATH:/usr/bin:/bin; sleep @drain; kill -USR1 $p; sleep 1; kill -9 $p ) >/dev/null 2>&1 &
     wait $p; w=$?
     while kill -0 $p 2>/dev/null; do wait $p; w=$?; done
-    if [ $w = 1 ]; then lost=' lost'; else lost=; fi
+    if [ $w = 0 ] || [ $w = 138 ]; then lost=; else lost=' lost'; fi
 else
     "$s" @/script.sh >>@/log 2>&1
     rc=$?

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from runner.errors import StepError
-from runner.executor.launcher import launch_text, make_attempt_files, open_log, read_rc
+from runner.executor.launcher import has_lost_output, launch_text, make_attempt_files, open_log, read_rc
 
 
 def launch(folder: Path, script: str, shell: str = "/bin/sh") -> int:
@@ -34,6 +34,29 @@ def test_a_daemon_that_holds_stdout_delays_the_end_by_two_seconds_at_most(tmp_pa
 
     assert (code, read_rc(tmp_path)) == (3, 3)
     assert (tmp_path / "log").read_text() == "done\n"
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+@pytest.mark.parametrize("signal", ["KILL", "STOP"])
+def test_output_that_nobody_carried_is_told_as_lost(tmp_path: Path, shell: str, signal: str) -> None:
+    """As when there is no memory left and the pump is what the kernel takes."""
+    look = "for c in $(cat /proc/$PPID/task/*/children); do grep -qx cat /proc/$c/comm && p=$c; done"
+    script = (
+        f"trap '' PIPE; until [ $p ]; do {look}; done; echo before; kill -{signal} $p; echo behind; exit 0"
+    )
+
+    launch(tmp_path, script, shell)
+
+    assert read_rc(tmp_path) is not None
+    assert has_lost_output(tmp_path)
+    assert "behind" not in (tmp_path / "log").read_text()
+
+
+def test_what_daemons_print_behind_the_end_is_no_loss(tmp_path: Path) -> None:
+    launch(tmp_path, "sleep 6 & echo done")
+
+    assert read_rc(tmp_path) == 0
+    assert not has_lost_output(tmp_path)
 
 
 @pytest.mark.parametrize("shell", SHELLS)
