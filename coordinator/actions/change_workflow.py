@@ -1,5 +1,6 @@
 """A workflow gets a new version."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from sqlmodel import Session
@@ -20,12 +21,13 @@ def change_workflow(
     *,
     name: object,
     steps: object,
+    unknown: Sequence[str] = (),
     now: datetime,
 ) -> Workflow:
     """Replace name and steps by a new version. Builds made before keep the version they were made with."""
     project = projects.get_project(tx, caller, project_id)
     workflow = workflows.get_workflow(tx, project.id, workflow_id)
-    plan, images = plan_workflow(tx, site, project, name=name, steps=steps)
+    plan, images = plan_workflow(tx, site, project, name=name, steps=steps, unknown=unknown)
     workflow.name = str(name)
     workflow.version += 1
     workflow.updated_at = now

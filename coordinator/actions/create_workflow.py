@@ -1,5 +1,6 @@
 """A new workflow of a project."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from sqlmodel import Session
@@ -20,11 +21,12 @@ def create_workflow(
     *,
     name: object,
     steps: object,
+    unknown: Sequence[str] = (),
     now: datetime,
 ) -> Workflow:
     """Plan the steps and store them as version 1, or refuse them with every fault."""
     project = projects.get_project(tx, caller, project_id)
-    plan, images = plan_workflow(tx, site, project, name=name, steps=steps)
+    plan, images = plan_workflow(tx, site, project, name=name, steps=steps, unknown=unknown)
     workflow = Workflow(
         id=new_id(), project_id=project.id, name=str(name), version=1, created_at=now, updated_at=now
     )

@@ -1,6 +1,6 @@
 """Check a workflow's steps against what the project may use."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime
 
 from sqlmodel import Session
@@ -9,15 +9,15 @@ from coordinator.errors import Invalid
 from coordinator.site import Site
 from coordinator.store import images, workflows
 from coordinator.tables import DockerImage, Project, Workflow
-from shared.faults import Fault
-from shared.plan import InvalidPlan, Plan, plan_steps
+from shared.faults import Fault, join_path
+from shared.plan import MAX_FAULTS, InvalidPlan, Plan, plan_steps
 from shared.references import InvalidReference, display_name
 
 
 def plan_workflow(
-    tx: Session, site: Site, project: Project, *, name: object, steps: object
+    tx: Session, site: Site, project: Project, *, name: object, steps: object, unknown: Sequence[str]
 ) -> tuple[Plan, dict[str, DockerImage]]:
-    """The plan and the image behind each slug, or Invalid with every fault."""
+    """The plan and the image behind each slug, or Invalid with every fault, `unknown` fields among them."""
     found: dict[str, DockerImage] = {}
 
     def known_images(slugs: Collection[str]) -> Collection[str]:
@@ -26,7 +26,8 @@ def plan_workflow(
         )
         return found
 
-    faults = _name_faults(name)
+    strangers = (Fault(join_path([field]), "is not a known field") for field in unknown[:MAX_FAULTS])
+    faults = (*strangers, *_name_faults(name))
     try:
         plan = plan_steps(steps, known_images=known_images)
     except InvalidPlan as error:

@@ -112,10 +112,12 @@ def test_a_workflow_is_refused_with_every_fault_at_once(ask: Ask, api: Api) -> N
     api.an_image()
     steps = [a_step("a", ["b"]), a_step("b", ["nowhere"]), a_step("b", imageSlug="missing"), {"name": "c"}]
 
-    said = refusal(ask("POST /api/projects/{id}/workflows", project, json={"name": "", "steps": steps}), 400)
+    body = {"name": "", "stepz": [], "steps": steps}
+    said = refusal(ask("POST /api/projects/{id}/workflows", project, json=body), 400)
 
     assert {
         "name",
+        "stepz",
         "steps[1].dependsOn[0]",
         "steps[2].name",
         "steps[2].imageSlug",

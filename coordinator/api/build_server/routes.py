@@ -118,6 +118,7 @@ async def create_workflow(call: Call) -> Response:
         call.path["id"],
         name=call.raw_body.get("name"),
         steps=call.raw_body.get("steps"),
+        unknown=call.body.unknown_fields(),
     )
     return json_answer(shapes.workflow_out(workflow), 201)
 
@@ -136,6 +137,7 @@ async def change_workflow(call: Call) -> Response:
         call.path["workflowId"],
         name=call.raw_body.get("name"),
         steps=call.raw_body.get("steps"),
+        unknown=call.body.unknown_fields(),
     )
     return json_answer(shapes.workflow_out(workflow))
 

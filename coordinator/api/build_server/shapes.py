@@ -400,12 +400,15 @@ class WorkflowCreate(Input):
 
 
 class WorkflowBody(BaseModel):
-    """The outermost shape of a workflow; the planner judges the rest."""
+    """The outermost shape of a workflow; the planner judges the rest, and names all that is wrong at once."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="allow")
 
     name: Any = None
     steps: Any = None
+
+    def unknown_fields(self) -> list[str]:
+        return list(self.model_extra or {})
 
 
 class BuildCreate(Input):
