@@ -27,9 +27,9 @@ _RC: Final = re.compile(rb"([0-9]{1,3})( lost)?\n")
 # not run again for that. How the first run ended counts; one that wrote nothing was killed.
 # Output goes through a pipe: a program that opens /dev/stderr anew would empty a regular file. The pump
 # ignores TERM, so that the last words of a cancelled script arrive; two seconds bound the wait for daemons
-# that keep the pipe open, and is told by a signal that nobody else sends. Where the pump ends in another way, the
-# disk is full or somebody killed it, and the record says that output was lost. An image without cat or sleep
-# gets the plain file.
+# that keep the pipe open, and their end is told by a signal that nobody else sends. Where the pump ends in
+# another way, the disk is full or somebody killed it, and the record says that output was lost. An image
+# without cat or sleep gets the plain file.
 _LAUNCH: Final = """\
 trap : TERM INT HUP
 if [ -s @/rc ]; then
