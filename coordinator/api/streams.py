@@ -79,8 +79,9 @@ def file_answer(
     headers = {**headers, "Accept-Ranges": "bytes"}
     if etag is not None:
         headers["ETag"] = f'"{etag}"'
-        known = {tag.strip() for tag in request.headers.get("if-none-match", "").split(",")}
-        if f'"{etag}"' in known:
+        named = ",".join(request.headers.getlist("if-none-match")).split(",")
+        known = {tag.strip().removeprefix("W/") for tag in named}  # as compressing proxies make it
+        if known & {f'"{etag}"', "*"}:
             return Response(status_code=304, headers=headers)
     wanted = request.headers.get("range")
     condition = request.headers.get("if-range")

@@ -43,10 +43,11 @@ def test_an_artifact_comes_whole_and_cannot_be_mistaken_for_a_page(api: Api, art
 
 @ON_SQLITE
 def test_who_has_it_already_gets_no_bytes(api: Api, artifact: str) -> None:
-    for known in (f'"{SHA}"', f'"x", "{SHA}"'):
+    for known in (f'"{SHA}"', f'"x", "{SHA}"', f'W/"{SHA}"', "*"):
         answer = api.client.get(artifact, headers={"If-None-Match": known})
         assert (answer.status_code, answer.content) == (304, b"")
     assert api.client.get(artifact, headers={"If-None-Match": '"other"'}).status_code == 200
+    assert api.client.get(artifact, headers={"If-None-Match": 'W/"*"'}).status_code == 200
 
 
 @ON_SQLITE
