@@ -33,7 +33,7 @@ from runner.journal import Journal, JournalPhase
 from runner.log_stream import Level, LogStream
 from runner.mask import Masker, needles_for, plan_masking
 from runner.means import Means
-from runner.workspace import refuse_hidden_inputs
+from runner.workspace import open_to_everybody, refuse_hidden_inputs
 from shared.clock import to_wire, utc_now
 from shared.protocol import ArtifactEntry, Claim, Completion, InputFile, Phase, Source, Start
 from shared.reasons import Reason
@@ -220,7 +220,7 @@ class StepRun:
         workspace = self._means.workspaces.build(
             self._folder,
             checkout=checkout,
-            inputs=claim.inputs,
+            inputs=open_to_everybody(claim.inputs) if claim.user == "image" else claim.inputs,
             fetch=self._fetch,
             note=lambda line: self._note(line, "WARN"),
         )

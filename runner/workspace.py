@@ -185,6 +185,17 @@ def refuse_hidden_inputs(inputs: Iterable[InputFile], cache_dirs: Iterable[str])
             )
 
 
+def open_to_everybody(inputs: Iterable[InputFile]) -> list[InputFile]:
+    """The same for a step that is not root, which could not change or even read what others made private.
+
+    Whoever may execute a file or enter a folder is everybody then, as in a checkout.
+    """
+    return [
+        entry.model_copy(update={"mode": entry.mode | (0o777 if entry.mode & 0o111 else 0o666)})
+        for entry in inputs
+    ]
+
+
 def _conflict(path: str, first: InputFile, second: InputFile) -> StepError:
     return StepError(
         Reason.OUTPUT_CONFLICT,

@@ -310,6 +310,17 @@ def test_a_cache_never_hides_what_a_dependency_delivers(run, coordinator, state,
     assert not (state / "ran").exists()
 
 
+@pytest.mark.parametrize(("user", "modes"), [("root", "600 750"), ("image", "666 777")])
+def test_a_user_of_the_image_may_use_what_other_steps_made_private(run, coordinator, user, modes):
+    coordinator.answers["get_blob"] = [httpx.Response(200, stream=httpx.ByteStream(b"x"))]
+    entry = {"step": "s", "type": "file", "sha256": hashlib.sha256(b"x").hexdigest(), "size": 1}
+    inputs = [{**entry, "path": "key", "mode": 0o600}, {**entry, "path": "tool", "mode": 0o750}]
+
+    run("echo modes $(stat -c %a key tool)", inputs=inputs, user=user)
+
+    assert f"modes {modes}\n".encode() in coordinator.log
+
+
 @pytest.mark.parametrize("cache", ["deps", "dep", "deps/lib/cache", "/deps"])
 def test_a_cache_beside_what_a_dependency_delivers_is_no_conflict(run, coordinator, cache):
     folders = ["deps", "deps-too/lib"]
