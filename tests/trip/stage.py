@@ -161,6 +161,13 @@ class User:
     def close(self) -> None:
         self._http.close()
 
+    def is_answered(self) -> bool:
+        """Whether the coordinator is there and ready."""
+        try:
+            return self._http.get("/readyz").is_success
+        except httpx.TransportError:
+            return False
+
     def a_project(self) -> str:
         return str(self.api.a_project(f"account-{next(self._names)}")["id"])
 

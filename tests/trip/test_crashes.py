@@ -30,13 +30,6 @@ def closing(*things):
             thing.close()
 
 
-def is_ready(user):
-    try:
-        return user.api.client.get("/readyz").is_success
-    except Exception:
-        return False
-
-
 class Machines:
     """A coordinator and a runner, each a process that can be killed and started again."""
 
@@ -61,7 +54,7 @@ class Machines:
         else:
             words = [str(deaths), "coordinator", *options]
             self.coordinator = Process(self.folder, *words, env=env, module="tests.trip.lives")
-        until(lambda: is_ready(self.user), told=lambda: self.coordinator.output)
+        until(self.user.is_answered, told=lambda: self.coordinator.output)
         return self.coordinator
 
     def start_runner(self) -> Process:
