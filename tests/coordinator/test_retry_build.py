@@ -786,7 +786,7 @@ def test_over_http_the_rows_of_every_round_can_be_read(api: Api) -> None:
         ({"steps": None}, "steps"),
         ({"steps": ["test"]}, "steps"),
         ({"steps": "all", "force": True}, "force"),
-        ([], ""),
+        ([], "body"),
     ],
 )
 def test_over_http_any_other_wish_is_refused_and_named(api: Api, body: Any, path: str) -> None:
