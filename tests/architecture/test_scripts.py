@@ -74,13 +74,13 @@ def test_every_dependency_is_pinned() -> None:
     assert names - {line.split("==")[0] for line in pins} == set()
 
 
-def test_every_suite_has_a_budget_and_all_fit_into_forty_minutes() -> None:
+def test_every_suite_has_a_budget_and_all_fit_into_48_minutes() -> None:
     seconds = tomllib.loads((ROOT / "tests" / "budget.toml").read_text())["seconds"]
 
     suites = {path.relative_to(ROOT / "tests").parts[0] for path in (ROOT / "tests").rglob("test_*.py")}
 
     assert suites - set(seconds) == set()
-    assert sum(seconds.values()) <= 40 * 60
+    assert sum(seconds.values()) <= 48 * 60
 
 
 @pytest.fixture
