@@ -56,7 +56,8 @@ def test_a_runner_killed_around_the_lines_of_its_journal_runs_no_container_twice
         build = stage.await_end(build["id"], 100)
 
         assert build["status"] == "SUCCESS", stage.tell(build["id"]) + runner.output[-2000:]
-        assert [death.place for death in deaths_in(deaths)] == PLACES
+        # the last death comes when the build has ended
+        until(lambda: [death.place for death in deaths_in(deaths)] == PLACES, 20, told=lambda: runner.output)
         until(lambda: len(stage.gate.times_of("resume")) > len(PLACES), 20)
         resumed = stage.gate.times_of("resume")
         for death in deaths_in(deaths):
