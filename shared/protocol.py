@@ -13,6 +13,7 @@ from pydantic.alias_generators import to_camel
 from shared.reasons import Reason
 
 PROTOCOL_VERSION = 1
+MAX_REPORTS = 64
 MAX_AGE_S = 366 * 24 * 3600
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Label = Annotated[str, Field(min_length=1, max_length=64)]
@@ -325,6 +326,67 @@ class Completed(Reply):
     success: Annotated[bool, Field(description="Whether the operation was successful")]
     step_status: Annotated[str, Field(description="Updated step status")]
     build_complete: Annotated[bool, Field(description="Whether all steps in the build are complete")]
+
+
+class ReportedStart(Start):
+    """A `Start`, with the proof that its own request would have in its headers."""
+
+    step_id: StepId
+    attempt: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    lease: Annotated[str, Field(max_length=128)]
+
+
+class ReportedCompletion(Completion):
+    """A `Completion`, with the proof that its own request would have in its headers."""
+
+    step_id: StepId
+    attempt: Annotated[int, Field(ge=1, le=2**31 - 1)]
+    lease: Annotated[str, Field(max_length=128)]
+
+
+class Reports(Message):
+    """What a runner has to tell of several of its attempts; each counts by itself, as if it came alone."""
+
+    starts: Annotated[list[ReportedStart], Field(max_length=MAX_REPORTS)] = []
+    completions: Annotated[list[ReportedCompletion], Field(max_length=MAX_REPORTS)] = []
+
+
+class RefusedDetail(Reply):
+    path: str
+    reason: str
+
+
+class Refused(Reply):
+    """The body with which the report's own request would have been refused."""
+
+    error: str
+    code: str
+    details: list[RefusedDetail] = []
+    size: int | None = None
+    limit: int | None = None
+
+
+class StartReport(Reply):
+    """The status that the start's own request would have had, and what was answered."""
+
+    status: int
+    answer: StartAnswer | None = None
+    refused: Refused | None = None
+
+
+class CompletionReport(Reply):
+    """The status that the completion's own request would have had, and what was answered."""
+
+    status: int
+    answer: Completed | None = None
+    refused: Refused | None = None
+
+
+class ReportAnswers(Reply):
+    """One answer for each report, in their order."""
+
+    starts: list[StartReport] = []
+    completions: list[CompletionReport] = []
 
 
 class Cleaned(Message):

@@ -18,7 +18,8 @@ from sqlmodel import Session
 
 from coordinator.actions.acquire_steps import acquire_steps
 from coordinator.actions.append_log import Appended, append_log
-from coordinator.actions.complete_step import SealedLog, Verdict, complete_step, log_to_seal
+from coordinator.actions.check_completion import SealedLog
+from coordinator.actions.complete_step import Verdict, complete_step, log_to_seal
 from coordinator.actions.create_build import BuildRequest, create_build
 from coordinator.actions.create_image import create_image
 from coordinator.actions.create_project import create_project

@@ -1,6 +1,6 @@
 """Record how a step ended and let its build move on."""
 
-import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -8,47 +8,30 @@ from typing import Any
 from sqlmodel import Session
 
 from coordinator.actions.append_log import GAP, end_with_gap, store_log
+from coordinator.actions.check_completion import SealedLog, check_completion
 from coordinator.actions.end_unheard import UNENDED, close_log_before
 from coordinator.actions.leased_step import LeaseProof, get_attempt, hold_attempt
 from coordinator.actions.revive_step import revive_step
 from coordinator.actions.settle_build import settle_build
 from coordinator.actions.show_build import get_visible_build, get_visible_step
 from coordinator.errors import (
-    Invalid,
+    CoordinatorError,
     Leased,
-    LogIncomplete,
     NotFound,
     NotRunnable,
-    OutputsIncomplete,
     StaleAttempt,
 )
 from coordinator.rules.access import Audience, Caller
+from coordinator.rules.completions import bare_paths, require_sane
 from coordinator.rules.limits import event_of_stop
 from coordinator.rules.retries import Retry, next_retry
 from coordinator.rules.transitions import StepEvent
 from coordinator.site import Site
 from coordinator.store import artifacts, attempts, audit, builds, steps
-from shared.faults import Fault
 from shared.ids import new_id
 from shared.protocol import Action, ArtifactEntry, Completion
 from shared.reasons import Reason
-from shared.references import InvalidReference, refuse_unshowable
 from shared.states import BuildState, StepState
-from shared.step_paths import is_pattern, output_pattern
-
-MAX_BARE_PATHS = 1000
-MAX_NAME_BYTES = 255
-
-
-@dataclass(frozen=True)
-class SealedLog:
-    """The log as it was found on the disk right before: so many bytes with this digest."""
-
-    size: int
-    sha256: str
-
-
-EMPTY_LOG = SealedLog(0, hashlib.sha256().hexdigest())
 
 
 @dataclass(frozen=True)
@@ -79,7 +62,7 @@ def complete_step(
 ) -> Verdict:
     """End a leased attempt. Said again, the same answer; an attempt that is not current changes nothing."""
     step = hold_attempt(tx, site, caller, step_id, proof)
-    _require_sane(said)
+    require_sane(said)
     wanted = _target(said)
     if StepState(step.state).is_final:
         return _recorded(tx, step, wanted)
@@ -88,14 +71,11 @@ def complete_step(
     if step.state == StepState.READY:
         revive_step(tx, caller, step, now=now)
         step = steps.get_step(tx, step.id)
-    _require_whole_log(tx, step, said, sealed)
+    check_completion(tx, site, step, said, sealed)
     if said.log_size is None and (said.log_gap or step.log_size):
         end_with_gap(tx, site, step, GAP if said.log_gap else UNENDED, now=now)
         step = steps.get_step(tx, step_id)
         said = said.model_copy(update={"log_gap": True})
-    if said.status == "success":
-        _require_within_limits(site, said)
-        _require_outputs(tx, step, said)
     return _finish(tx, site, step, said, sealed, now=now)
 
 
@@ -112,8 +92,8 @@ def complete_bare_step(
     _require_visible(tx, caller, step)
     build = builds.lock_build(tx, step.build_id)
     step = steps.get_step(tx, step_id)
-    _require_sane(said)
-    paths = _bare_paths(said.output_paths or [])
+    require_sane(said)
+    paths = bare_paths(said.output_paths or [])
     state = StepState(step.state)
     if state.is_final:
         return _recorded(tx, step, _target(said))
@@ -145,88 +125,6 @@ def _require_visible(tx: Session, caller: Caller, step: Any) -> None:
         raise type(error)("no such step") from error
 
 
-def _require_sane(said: Completion) -> None:
-    faults = []
-    if said.status == "success" and said.exit_code not in (None, 0):
-        faults.append(Fault("exitCode", "must be 0 when status is success"))
-    if said.status == "success" and said.reason is not None:
-        faults.append(Fault("reason", "must be absent when status is success"))
-    below = _below_no_directory(said.artifacts)
-    seen: set[str] = set()
-    for index, entry in enumerate(said.artifacts):
-        reason = (
-            _entry_fault(entry)
-            or ("names a path twice" if entry.path in seen else None)
-            or (f"lies below {below[entry.path]!r}, no directory" if entry.path in below else None)
-        )
-        seen.add(entry.path)
-        if reason:
-            faults.append(Fault(f"artifacts[{index}].path", reason))
-    if faults:
-        raise Invalid("the completion is not valid", details=tuple(faults[:100]))
-
-
-def _below_no_directory(entries: list[ArtifactEntry]) -> dict[str, str]:
-    """The paths that no workspace can hold, each with the file or link that it would lie below."""
-    below: dict[str, str] = {}
-    above: str | None = None
-    # in this order all that lies below a path comes right behind it
-    for entry in sorted(entries, key=lambda entry: entry.path.replace("/", "\0")):
-        if above is not None and entry.path.startswith(f"{above}/"):
-            below[entry.path] = above
-        elif entry.type != "directory":
-            above = entry.path
-    return below
-
-
-def _entry_fault(entry: ArtifactEntry) -> str | None:
-    parts = entry.path.split("/")
-    if "" in parts or "." in parts or ".." in parts or any(ord(letter) < 32 for letter in entry.path):
-        return "must be a relative, normalised path"
-    try:
-        refuse_unshowable("the path", entry.path)
-    except InvalidReference as error:
-        return str(error).removeprefix("the path ")
-    if any(len(part.encode()) > MAX_NAME_BYTES for part in parts):
-        return f"must not hold a name of more than {MAX_NAME_BYTES} bytes"
-    if entry.type == "file" and len(entry.sha256) != 64:
-        return "needs the digest of its bytes"
-    if entry.type == "link" and not _stays_inside(entry):
-        return "must not point out of the workspace"
-    return None
-
-
-def _stays_inside(entry: ArtifactEntry) -> bool:
-    if not entry.target or entry.target.startswith("/") or "\0" in entry.target:
-        return False
-    depth = entry.path.count("/")
-    for part in entry.target.split("/"):
-        if part == "..":
-            depth -= 1
-        elif part not in ("", "."):
-            depth += 1
-        if depth < 0:
-            return False
-    return True
-
-
-def _bare_paths(paths: list[str]) -> list[str]:
-    if len(paths) > MAX_BARE_PATHS:
-        raise Invalid(
-            "the completion is not valid",
-            details=(Fault("outputPaths", f"must hold at most {MAX_BARE_PATHS} paths"),),
-        )
-    faults = []
-    for index, path in enumerate(paths):
-        try:
-            output_pattern(path)
-        except InvalidReference as error:
-            faults.append(Fault(f"outputPaths[{index}]", str(error)))
-    if faults:
-        raise Invalid("the completion is not valid", details=tuple(faults))
-    return list(dict.fromkeys(paths))
-
-
 def _target(said: Completion) -> StepState:
     if said.status == "success":
         return StepState.SUCCEEDED
@@ -237,42 +135,6 @@ def _recorded(tx: Session, step: Any, wanted: StepState) -> Verdict:
     build = builds.get_build(tx, step.build_id)
     state = StepState(step.state)
     return Verdict(state is wanted, state, build.finished_at is not None)
-
-
-def _require_whole_log(tx: Session, step: Any, said: Completion, sealed: SealedLog) -> None:
-    has_all = step.log_size == said.log_size == sealed.size
-    if said.log_size is None or (has_all and said.log_sha256 in (None, sealed.sha256)):
-        return
-    row = attempts.find_attempt(tx, step.id, step.attempt)
-    if row is None or row.log_state != "truncated":
-        raise LogIncomplete(0 if has_all else step.log_size)
-
-
-def _require_within_limits(site: Site, said: Completion) -> None:
-    settings = site.settings
-    if len(said.artifacts) > settings.artifact_count:
-        raise Invalid(f"a step may have {settings.artifact_count} outputs, not {len(said.artifacts)}")
-    total = sum(entry.size for entry in said.artifacts)
-    if total > settings.artifact_limit:
-        raise Invalid(f"the outputs of a step may have {settings.artifact_limit} bytes, not {total}")
-
-
-def _require_outputs(tx: Session, step: Any, said: Completion) -> None:
-    missing = [
-        pattern
-        for pattern in step.spec["outputPaths"]
-        if not is_pattern(pattern)
-        and not any(entry.path == pattern or entry.path.startswith(pattern + "/") for entry in said.artifacts)
-    ]
-    if missing:
-        raise OutputsIncomplete(
-            f"the completion lacks {len(missing)} required outputs, such as {missing[0]!r}"
-        )
-    files = [entry for entry in said.artifacts if entry.type == "file"]
-    sizes = artifacts.list_blob_sizes(tx, step.project_id, [entry.sha256 for entry in files])
-    absent = [entry.path for entry in files if sizes.get(entry.sha256) != entry.size]
-    if absent:
-        raise OutputsIncomplete(f"{len(absent)} blobs have not arrived, such as that of {absent[0]!r}")
 
 
 def _finish(
@@ -293,19 +155,64 @@ def _finish(
         event = StepEvent.FAIL
     if step.state == StepState.CLAIMED and event is StepEvent.SUCCEED:
         steps.move_step(tx, step.id, StepEvent.START, attempt=step.attempt, started_at=step.started_at or now)
-    moved = steps.move_step(
-        tx, step.id, event, attempt=step.attempt, finished_at=now, reason=reason, exit_code=said.exit_code
-    )
-    if not moved:
+    _record_ends(tx, _holder(step), event, [(step, said, sealed)], reason=reason, now=now)
+    outcome = settle_build(tx, site, step.build_id, [step], reason=reason, now=now)
+    state = _state_of(event)
+    return Verdict(is_same=state is _target(said), state=state, is_build_complete=outcome is not None)
+
+
+def is_plain_completion(tx: Session, site: Site, step: Any, said: Completion, sealed: SealedLog) -> bool:
+    """True for a running step that has done what it should, and of which all has arrived that is told."""
+    is_running = step.state == StepState.RUNNING and step.cancel_requested_at is None
+    if not is_running or said.status != "success" or said.log_size is None or said.log_gap:
+        return False
+    try:
+        require_sane(said)
+        check_completion(tx, site, step, said, sealed)
+    except CoordinatorError:
+        return False
+    return True
+
+
+def complete_plainly(
+    tx: Session, site: Site, completions: Sequence[tuple[Any, Completion, SealedLog]], *, now: datetime
+) -> list[Verdict]:
+    """`complete_step` for several of one runner that are plain and whose builds are held."""
+    holder = _holder(completions[0][0])
+    _record_ends(tx, holder, StepEvent.SUCCEED, completions, reason=None, now=now)
+    of_build: dict[str, list[Any]] = {}
+    for step, _, _ in completions:
+        of_build.setdefault(step.build_id, []).append(step)
+    outcomes = {
+        build_id: settle_build(tx, site, build_id, ended, reason=None, now=now)
+        for build_id, ended in sorted(of_build.items())
+    }
+    return [
+        Verdict(True, StepState.SUCCEEDED, outcomes[step.build_id] is not None) for step, _, _ in completions
+    ]
+
+
+def _record_ends(
+    tx: Session,
+    holder: Caller,
+    event: StepEvent,
+    ends: Sequence[tuple[Any, Completion, SealedLog | None]],
+    *,
+    reason: Reason | None,
+    now: datetime,
+) -> None:
+    """These steps end now, all in the same way; StaleAttempt when one of them has moved on."""
+    moves = [
+        (step, {"finished_at": now, "reason": reason, "exit_code": said.exit_code}) for step, said, _ in ends
+    ]
+    if not steps.move_each(tx, event, moves):
         raise StaleAttempt("the step has moved on")
     state = _state_of(event)
     if event is StepEvent.SUCCEED:
-        _insert_artifacts(tx, step, said.artifacts, now=now)
-    _end_attempt(tx, step, said, state, reason, sealed, now=now)
+        _insert_artifacts(tx, [(step, said.artifacts) for step, said, _ in ends], now=now)
+    _end_attempts(tx, ends, state, reason, now=now)
     about = {"state": str(state), "reason": str(reason) if reason else None}
-    audit.record_step(tx, _holder(step), "step.finished", step, now=now, **about)
-    outcome = settle_build(tx, site, step.build_id, [step], reason=reason, now=now)
-    return Verdict(is_same=state is _target(said), state=state, is_build_complete=outcome is not None)
+    audit.record_each_step(tx, holder, "step.finished", [(step, about) for step, _, _ in ends], now=now)
 
 
 def _reason(said: Completion) -> Reason | None:
@@ -349,7 +256,7 @@ def _requeue(
     )
     if not moved:
         return _finish_stopped(tx, site, step, said, sealed, now=now)
-    _end_attempt(tx, step, said, StepState.FAILED, reason, sealed, now=now)
+    _end_attempts(tx, [(step, said, sealed)], StepState.FAILED, reason, now=now)
     audit.record_step(tx, _holder(step), "step.requeued", step, now=now, reason=str(reason))
     return Verdict(is_same=True, state=StepState.READY, is_build_complete=False)
 
@@ -363,7 +270,9 @@ def _finish_stopped(
     return _finish(tx, site, current, said, sealed, now=now)
 
 
-def _insert_artifacts(tx: Session, step: Any, entries: list[ArtifactEntry], *, now: datetime) -> None:
+def _insert_artifacts(
+    tx: Session, handed_on: Sequence[tuple[Any, Sequence[ArtifactEntry]]], *, now: datetime
+) -> None:
     artifacts.insert_artifacts(
         tx,
         [
@@ -375,35 +284,38 @@ def _insert_artifacts(tx: Session, step: Any, entries: list[ArtifactEntry], *, n
                 "created_at": now,
                 **entry.model_dump(),
             }
+            for step, entries in handed_on
             for entry in entries
         ],
     )
 
 
-def _end_attempt(
+def _end_attempts(
     tx: Session,
-    step: Any,
-    said: Completion,
+    ends: Sequence[tuple[Any, Completion, SealedLog | None]],
     state: StepState,
     reason: Reason | None,
-    sealed: SealedLog | None,
     *,
     now: datetime,
 ) -> None:
-    attempts.end_attempt(
-        tx,
-        step.id,
-        step.attempt,
-        outcome=state,
-        reason=reason,
-        detail=said.detail or None,
-        exit_code=said.exit_code,
-        oom=said.oom,
-        finished_at=now,
-        log_size=step.log_size,
-        log_sha256=sealed.sha256 if sealed and sealed.size == step.log_size else None,
-        has_gap=bool(said.log_gap),
-    )
+    """The attempts of these steps are over; those whose log has a gap never come with others."""
+    told = [
+        (
+            step,
+            {
+                "outcome": state,
+                "reason": reason,
+                "detail": said.detail or None,
+                "exit_code": said.exit_code,
+                "oom": said.oom,
+                "finished_at": now,
+                "log_size": step.log_size,
+                "log_sha256": sealed.sha256 if sealed and sealed.size == step.log_size else None,
+            },
+        )
+        for step, said, sealed in ends
+    ]
+    attempts.end_each(tx, told, has_gap=any(said.log_gap for _, said, _ in ends))
 
 
 def _holder(step: Any) -> Caller:

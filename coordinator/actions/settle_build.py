@@ -39,10 +39,7 @@ def settle_build(
     if outcome is None:
         return None
     event = BUILD_EVENT_OF_OUTCOME[outcome]
-    said = {
-        BuildState.SUCCEEDED: None,
-        BuildState.CANCELLED: str(Reason.CANCELLED),
-    }.get(outcome, steps.find_first_reason(tx, build_id) or reason)
+    said = _reason_of(tx, build_id, outcome, reason)
     if builds.move_build(tx, build_id, event, now=now, finished_at=now, reason=said):
         logs.end_log(tx, build_id, now=now)
         audit.record(
@@ -56,6 +53,15 @@ def settle_build(
             reason=said,
         )
     return outcome
+
+
+def _reason_of(tx: Session, build_id: str, outcome: BuildState, reason: str | None) -> str | None:
+    """Why the build did not succeed: `reason` is that of the step that ended last."""
+    if outcome is BuildState.SUCCEEDED:
+        return None
+    if outcome is BuildState.CANCELLED:
+        return str(Reason.CANCELLED)
+    return steps.find_first_reason(tx, build_id) or reason
 
 
 def _settle_dependents(tx: Session, build_id: str, ended_steps: Sequence[str], *, now: datetime) -> None:

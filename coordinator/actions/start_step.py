@@ -1,5 +1,6 @@
 """A runner is about to let the script run."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -27,22 +28,45 @@ def start_step(
         return StartAnswer(action="cancel", **limits)
     if step.state == StepState.RUNNING:
         return StartAnswer(action="go", **limits)
-    facts: dict[str, Any] = {"started_at": now, "image_digest": said.image_digest or None}
-    moved = steps.move_step(
-        tx,
-        step_id,
-        StepEvent.START,
-        attempt=proof.attempt,
-        phase="running",
-        last_seen_at=now,
-        acked_at=step.acked_at or now,
-        deadline_at=now + run_allowance(step.spec),
-        **facts,
-    )
-    if not moved:
-        raise StaleAttempt("the step has moved on")
-    attempts.change_attempt(tx, step_id, proof.attempt, **facts)
+    record_starts(tx, caller, [(step, said)], now=now)
     if proof.attempt > 1:
         close_log_before(tx, site, step, now=now)
-    audit.record_step(tx, caller, "step.started", step, now=now)
     return StartAnswer(action="go", **limits)
+
+
+def is_plain_start(step: Any) -> bool:
+    """True for the first attempt of a step that was claimed and is to run: nothing else has to be done."""
+    return step.state == StepState.CLAIMED and step.attempt == 1 and step.cancel_requested_at is None
+
+
+def start_plainly(
+    tx: Session, caller: Caller, starts: Sequence[tuple[Any, Start]], *, now: datetime
+) -> list[StartAnswer]:
+    """`start_step` for several that are plain, whose leases are proved and whose builds are held."""
+    record_starts(tx, caller, starts, now=now)
+    return [
+        StartAnswer(action="go", timeout_s=timeout_seconds(step.spec), grace_s=grace_seconds(step.spec))
+        for step, _ in starts
+    ]
+
+
+def record_starts(tx: Session, caller: Caller, starts: Sequence[tuple[Any, Start]], *, now: datetime) -> None:
+    """Each of these claimed steps runs now; StaleAttempt when one of them has moved on."""
+    facts = [(step, {"started_at": now, "image_digest": said.image_digest or None}) for step, said in starts]
+    moves = [
+        (
+            step,
+            {
+                "phase": "running",
+                "last_seen_at": now,
+                "acked_at": step.acked_at or now,
+                "deadline_at": now + run_allowance(step.spec),
+                **known,
+            },
+        )
+        for step, known in facts
+    ]
+    if not steps.move_each(tx, StepEvent.START, moves):
+        raise StaleAttempt("the step has moved on")
+    attempts.change_each(tx, facts)
+    audit.record_each_step(tx, caller, "step.started", [(step, {}) for step, _ in starts], now=now)

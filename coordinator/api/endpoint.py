@@ -4,7 +4,7 @@ A surface is a list of Endpoints. What an Endpoint declares is also what the ser
 """
 
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, TypeVar
@@ -85,6 +85,7 @@ class Call:
     caller: Caller
     path: Mapping[str, str]
     admit: Callable[[], Awaitable[Caller]]
+    refuse: Callable[[Exception], Awaitable[Refusal]]
     body: Any = None
     raw_body: Any = None
     query: Any = None
@@ -94,11 +95,14 @@ class Call:
         caller = await self.admit()
         return await replace(self, caller=caller).read(action, *args, caller=caller, **named)
 
-    async def write(self, action: Callable[..., T], /, *args: Any, **named: Any) -> T:
-        """Run an action in a transaction, with the present moment as `now`."""
+    async def write(self, action: Callable[..., T], /, *args: Any, weight: int = 1, **named: Any) -> T:
+        """Run an action in a transaction, with the present moment as `now`.
+
+        `weight` is how many usual actions it takes as long as.
+        """
         now = self.state.clock()
         return await self.state.lanes.write(
-            self._behind_walls(lambda tx: action(tx, *args, now=now, **named))
+            self._behind_walls(lambda tx: action(tx, *args, now=now, **named)), weight=weight
         )
 
     async def write_shortly(self, action: Callable[..., T], /, *args: Any, **named: Any) -> T:
@@ -233,27 +237,39 @@ class _PathApp:
                 needs_credential=endpoint.needs_credential,
             )
             caller = await admit()
-            call = await self._call(endpoint, request, caller, admit)
+            refuse = partial(self._refuse, endpoint, caller, named)
+            call = await self._call(endpoint, request, caller, admit, refuse)
             named += _ids_in(call.raw_body)
             return await endpoint.handler(call)
-        except (CoordinatorError, guards.UnreadableBody) as error:
-            refused = refusal_of(error)
-            await self._denials.write_refusal(
-                error, refused.status, caller, endpoint.method, endpoint.path, named
-            )
-            return endpoint.form(refused)
-        except Exception:
-            # the last line of defence: the cause goes to our log, the caller gets no trace of it
-            log.exception("unexpected", method=endpoint.method, path=endpoint.path)
+        except Exception as error:  # noqa: BLE001 - the last line of defence
+            return endpoint.form(await self._refuse(endpoint, caller, named, error))
+
+    async def _refuse(
+        self, endpoint: Endpoint, caller: Caller, named: Collection[str], error: Exception
+    ) -> Refusal:
+        """What the caller hears of an error, which is written down if it belongs into the trail."""
+        if not isinstance(error, CoordinatorError | guards.UnreadableBody):
+            # the cause goes to our log, the caller gets no trace of it
+            log.error("unexpected", method=endpoint.method, path=endpoint.path, exc_info=error)
             sentence = "something went wrong here; the coordinator's log has the cause"
-            return endpoint.form(Refusal(500, "internal", sentence))
+            return Refusal(500, "internal", sentence)
+        refused = refusal_of(error)
+        await self._denials.write_refusal(
+            error, refused.status, caller, endpoint.method, endpoint.path, named
+        )
+        return refused
 
     async def _call(
-        self, endpoint: Endpoint, request: Request, caller: Caller, admit: Callable[[], Awaitable[Caller]]
+        self,
+        endpoint: Endpoint,
+        request: Request,
+        caller: Caller,
+        admit: Callable[[], Awaitable[Caller]],
+        refuse: Callable[[Exception], Awaitable[Refusal]],
     ) -> Call:
         query = _read_query(endpoint, request.scope)
         path = {name: str(value) for name, value in request.path_params.items()}
-        call = Call(self._state, endpoint, request, caller, path, admit, query=query)
+        call = Call(self._state, endpoint, request, caller, path, admit, refuse, query=query)
         if endpoint.before_body is not None:
             await endpoint.before_body(call)
         if endpoint.takes_stream:

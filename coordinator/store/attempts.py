@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Update, case, insert, select, update
+from sqlalchemy import Update, bindparam, case, insert, select, update
 from sqlalchemy.engine import Row
 from sqlmodel import Session
 
@@ -16,7 +16,21 @@ from coordinator.tables import StepAttempt, table_of
 ATTEMPTS = table_of(StepAttempt)
 
 _IS_IT = (ATTEMPTS.c.step_id == given(ATTEMPTS.c.step_id), ATTEMPTS.c.attempt == given(ATTEMPTS.c.attempt))
-_INSERT = insert(ATTEMPTS)
+_OPENED = {
+    name: bindparam(name, type_=ATTEMPTS.c[name].type)
+    for name in (
+        "step_id",
+        "attempt",
+        "runner_id",
+        "request_id",
+        "claimed_at",
+        "oom",
+        "output_paths",
+        "log_size",
+        "log_state",
+    )
+}
+_INSERT = Prepared(insert(ATTEMPTS).values(_OPENED))
 _FIND = Prepared(select(ATTEMPTS).where(*_IS_IT))
 _USED = Prepared(
     select(ATTEMPTS.c.step_id)
@@ -44,7 +58,8 @@ def insert_attempts(tx: Session, steps: Sequence[Any], *, now: datetime) -> None
         }
         for step in steps
     ]
-    tx.connection().execute(_INSERT, rows)
+    if rows:
+        _INSERT.run_each(tx, rows)
 
 
 def find_attempt(tx: Session, step_id: str, attempt: int) -> Found | None:
@@ -57,10 +72,25 @@ def change_attempt(tx: Session, step_id: str, attempt: int, **values: Any) -> No
     _change(tuple(values)).run(tx, which | as_new(values))
 
 
+def change_each(tx: Session, changes: Sequence[tuple[Any, dict[str, Any]]]) -> None:
+    """`change_attempt` for the current attempt of each of these steps."""
+    _change(tuple(changes[0][1])).run_each(tx, [_of(step, values) for step, values in changes])
+
+
 def end_attempt(tx: Session, step_id: str, attempt: int, *, has_gap: bool = False, **values: Any) -> None:
     """`change_attempt` for the last time: its log is whole, unless it was cut at the limit or has a gap."""
     which = {"the_step_id": step_id, "the_attempt": attempt}
     _end(tuple(values), "gap" if has_gap else "complete").run(tx, which | as_new(values))
+
+
+def end_each(tx: Session, ends: Sequence[tuple[Any, dict[str, Any]]], *, has_gap: bool = False) -> None:
+    """`end_attempt` for the current attempt of each of these steps."""
+    statement = _end(tuple(ends[0][1]), "gap" if has_gap else "complete")
+    statement.run_each(tx, [_of(step, values) for step, values in ends])
+
+
+def _of(step: Any, values: dict[str, Any]) -> dict[str, Any]:
+    return {"the_step_id": step.id, "the_attempt": step.attempt, **as_new(values)}
 
 
 @functools.cache

@@ -64,6 +64,17 @@ def record_step(
     record(tx, caller, action, now=now, project_id=step.project_id, **about)
 
 
+def record_each_step(
+    tx: Session, caller: Caller, action: str, happened: Sequence[tuple[Any, dict[str, Any]]], *, now: datetime
+) -> None:
+    """`record_step` for each of these steps and details, all at once."""
+    about = [
+        (step.project_id, {"stepId": step.id, "attempt": step.attempt, **details})
+        for step, details in happened
+    ]
+    record_each(tx, caller, action, about, now=now)
+
+
 def _row(
     caller: Caller,
     action: str,

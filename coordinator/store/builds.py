@@ -1,6 +1,7 @@
 """Builds: their rows, their lock, their moves."""
 
 import functools
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -68,9 +69,15 @@ _LOCK_OF = Prepared(
     )
     .with_for_update()
 )
-_BY_ID = core_select(BUILDS).where(given_any(BUILDS.c.id))
+_LOCK_EACH_OF = Prepared(
+    core_select(BUILDS.c.id)
+    .where(BUILDS.c.id.in_(core_select(_STEPS.c.build_id).where(given_any(_STEPS.c.id))))
+    .order_by(BUILDS.c.id)
+    .with_for_update()
+)
+_BY_ID = Prepared(core_select(BUILDS).where(given_any(BUILDS.c.id)))
 _BEGIN_SOURCES, _BEGIN_TARGET = BUILD_TRANSITIONS[BuildEvent.BEGIN]
-_BEGIN = (
+_BEGIN = Prepared(
     update(BUILDS)
     .where(given_any(BUILDS.c.id), among(BUILDS.c.state, _BEGIN_SOURCES))
     .values(state=_BEGIN_TARGET, **new_values(BUILDS, ["started_at", "updated_at"]))
@@ -83,6 +90,11 @@ def lock_build(tx: Session, build_id: str) -> Found:
     if row is None:
         raise NotFound("no such build")
     return row
+
+
+def lock_builds_of(tx: Session, step_ids: Sequence[str]) -> None:
+    """`lock_build_of` for several steps: each build once, in the one order in which everybody takes them."""
+    _LOCK_EACH_OF.all(tx, {"any_id": step_ids})
 
 
 def lock_build_of(tx: Session, step_id: str) -> None:
@@ -110,7 +122,7 @@ def _move(event: BuildEvent, names: tuple[str, ...]) -> Prepared:
 def begin_builds(tx: Session, build_ids: set[str], *, now: datetime) -> None:
     """The first claim of a build makes it run."""
     moments = as_new({"started_at": now, "updated_at": now})
-    tx.connection().execute(_BEGIN, {"any_id": sorted(build_ids)} | moments)
+    _BEGIN.run(tx, {"any_id": sorted(build_ids)} | moments)
 
 
 def bind_commit(tx: Session, build_id: str, commit: str, *, now: datetime) -> tuple[str, bool]:
@@ -125,9 +137,8 @@ def bind_commit(tx: Session, build_id: str, commit: str, *, now: datetime) -> tu
     return str(bound.scalar_one()), is_new
 
 
-def list_builds_by_id(tx: Session, build_ids: set[str]) -> dict[str, Row[Any]]:
-    rows = tx.connection().execute(_BY_ID, {"any_id": sorted(build_ids)}).all()
-    return {row.id: row for row in rows}
+def list_builds_by_id(tx: Session, build_ids: set[str]) -> dict[str, Found]:
+    return {row.id: row for row in _BY_ID.all(tx, {"any_id": sorted(build_ids)})}
 
 
 def require_unfinished(build: Row[Any]) -> None:

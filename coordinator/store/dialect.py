@@ -11,12 +11,17 @@ from types import ModuleType
 from typing import Any
 
 from sqlalchemy import (
+    ARRAY,
+    Boolean,
     ColumnElement,
     Connection,
+    Dialect,
     Engine,
     Select,
     String,
     Table,
+    Text,
+    TypeDecorator,
     cast,
     column,
     create_engine,
@@ -30,6 +35,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DatabaseError, DataError, DBAPIError, OperationalError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine
 from sqlmodel import Session
 
 SAFE_SQLITE = (3, 51, 3)  # older ones can lose committed data with several connections in WAL mode
@@ -289,3 +298,43 @@ def insert_if_absent(tx: Session, table: Table, row: dict[str, Any]) -> bool:
     # what was inserted is asked for by name: a driver may count -1 rows
     statement = insert(table).values(row).on_conflict_do_nothing().returning(*table.primary_key)
     return tx.connection().execute(statement).first() is not None
+
+
+class GivenList(TypeDecorator[Sequence[Any]]):
+    """A list as one parameter: JSON for SQLite, an array for Postgres."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, item: TypeEngine[Any]) -> None:
+        super().__init__()
+        self.item = item
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return Text() if dialect.name == "sqlite" else ARRAY(self.item)
+
+    def process_bind_param(self, value: Sequence[Any] | None, dialect: Dialect) -> Any:
+        given = list(value or ())
+        return json.dumps(given) if dialect.name == "sqlite" else given
+
+
+class IsAnyOf(FunctionElement[bool]):
+    """A column and the list that its value is to be among.
+
+    One text for lists of every length: it is made, and understood by the database, only once.
+    """
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(IsAnyOf, "sqlite")
+def _among_json(element: IsAnyOf, compiler: SQLCompiler, **how: Any) -> str:
+    column, given = (compiler.process(clause, **how) for clause in element.clauses)
+    return f"({column} IN (SELECT value FROM json_each({given})))"  # noqa: S608 - names and parameters alone
+
+
+@compiles(IsAnyOf, "postgresql")
+def _among_array(element: IsAnyOf, compiler: SQLCompiler, **how: Any) -> str:
+    column, given = (compiler.process(clause, **how) for clause in element.clauses)
+    return f"({column} = ANY ({given}))"

@@ -88,7 +88,7 @@ class GroupWriter:
         with self._turn:
             self._taken_by = None
             is_short = all(job.is_short for job in self._waiting)
-            group = self._next_group(MAX_SHORT_GROUP) if is_short else []
+            group = self._next_group(MAX_SHORT_GROUP) if is_short and self._waiting else []
         try:
             if group and not self._run(group, patience_s=0.0):
                 hand_back(group)
@@ -132,7 +132,12 @@ class GroupWriter:
             return self._next_group(MAX_GROUP)
 
     def _next_group(self, most: int) -> list[Job]:
-        return [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        """As many as have this weight together, and at least one."""
+        group = [self._waiting.popleft()]
+        weight = group[0].weight
+        while self._waiting and (weight := weight + self._waiting[0].weight) <= most:
+            group.append(self._waiting.popleft())
+        return group
 
     # --- the transaction ----------------------------------------------------------------------------
 

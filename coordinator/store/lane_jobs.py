@@ -19,12 +19,16 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Job:
-    """An action, who hears of its end, and what that was; `is_short`: over in a moment, without files."""
+    """An action, who hears of its end, and what that was.
+
+    `is_short`: over in a moment, without files. `weight`: how many usual actions it takes as long as.
+    """
 
     action: Action
     done: Callable[[Any, BaseException | None], None]
     loop: asyncio.AbstractEventLoop | None
     is_short: bool = False
+    weight: int = 1
     result: Any = None
     error: BaseException | None = None
 

@@ -48,9 +48,12 @@ class Lanes:
             else _SingleLanes("read", database.reader.connect, readers, is_sqlite=database.is_sqlite)
         )
 
-    async def write(self, action: Callable[[Session], T]) -> T:
-        """Run `action` in a transaction; its answer comes after the commit."""
-        return await self._send(self._writes, action)
+    async def write(self, action: Callable[[Session], T], *, weight: int = 1) -> T:
+        """Run `action` in a transaction; its answer comes after the commit.
+
+        `weight` is how many usual actions it takes as long as.
+        """
+        return await self._send(self._writes, action, weight=weight)
 
     async def write_shortly(self, action: Callable[[Session], T]) -> T:
         """`write` for what takes a few statements, no file and no time: it may run in the event loop."""
@@ -90,7 +93,12 @@ class Lanes:
             self._reads.close()
 
     async def _send(
-        self, lane: "GroupWriter | _SingleLanes", action: Callable[[Session], T], *, is_short: bool = False
+        self,
+        lane: "GroupWriter | _SingleLanes",
+        action: Callable[[Session], T],
+        *,
+        is_short: bool = False,
+        weight: int = 1,
     ) -> T:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
@@ -103,7 +111,7 @@ class Lanes:
             else:
                 future.set_exception(error)
 
-        self._put(lane, Job(action, done, loop, is_short))
+        self._put(lane, Job(action, done, loop, is_short, weight))
         return await future
 
     def _put(self, lane: "GroupWriter | _SingleLanes", job: Job) -> None:

@@ -65,9 +65,12 @@ class Prepared:
         count: int = self._for(tx).execute(tx, values).rowcount
         return count
 
-    def run_each(self, tx: Session, rows: Sequence[Mapping[str, Any]]) -> None:
-        """For its effect, once for each of these."""
-        self._for(tx).execute_many(tx, rows)
+    def run_each(self, tx: Session, rows: Sequence[Mapping[str, Any]]) -> int:
+        """For its effect, once for each of these; returns how many rows they met together."""
+        if len(rows) == 1:
+            return self.run(tx, rows[0])
+        count: int = self._for(tx).execute_many(tx, rows).rowcount
+        return count
 
     def _for(self, tx: Session) -> "_Compiled":
         dialect = tx.connection().dialect
@@ -139,13 +142,14 @@ class _Compiled:
             raise _as_the_library_says(error, self._error, self._sql, parameters, self._dialect) from error
         return cursor
 
-    def execute_many(self, tx: Session, rows: Sequence[Mapping[str, Any]]) -> None:
+    def execute_many(self, tx: Session, rows: Sequence[Mapping[str, Any]]) -> Any:
         cursor = tx.connection().connection.dbapi_connection.cursor()  # type: ignore[union-attr]
         parameters = [self._parameters(row) for row in rows]
         try:
             cursor.executemany(self._sql, parameters)
         except self._error as error:
             raise _as_the_library_says(error, self._error, self._sql, parameters, self._dialect) from error
+        return cursor
 
     def _parameters(self, values: Mapping[str, Any]) -> Any:
         if values.keys() != self._required:

@@ -5,18 +5,20 @@ from typing import Any
 
 from sqlalchemy import BindParameter, Column, ColumnElement, Table, bindparam, literal
 
+from coordinator.store.dialect import GivenList, IsAnyOf
+
 
 def given(column: Column[Any]) -> BindParameter[Any]:
     """What a column is compared with; the parameter is called `the_<column>`."""
     return bindparam(f"the_{column.name}", type_=column.type)
 
 
-def given_any(column: Column[Any]) -> ColumnElement[bool]:
-    """The column is one of a list; the parameter is called `any_<column>`."""
-    return column.in_(bindparam(f"any_{column.name}", type_=column.type, expanding=True))
+def given_any(column: Column[Any], name: str = "") -> ColumnElement[bool]:
+    """The column is one of a list of texts or numbers; the parameter is called `any_<column>`, or `name`."""
+    return IsAnyOf(column, bindparam(name or f"any_{column.name}", type_=GivenList(column.type)))
 
 
-def among(column: Column[Any], values: Collection[str]) -> ColumnElement[bool]:
+def among(column: ColumnElement[Any], values: Collection[str]) -> ColumnElement[bool]:
     """The column has one of these fixed values."""
     if len(values) == 1:
         return column == next(iter(values))

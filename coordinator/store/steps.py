@@ -40,14 +40,14 @@ _TENANT = select(PROJECTS.c.tenant_id).where(PROJECTS.c.id == given(PROJECTS.c.i
 _OF_BUILD = STEPS.c.build_id == given(STEPS.c.build_id)
 _FIND = Prepared(select(STEPS).where(_IS_IT))
 _LIST = select(STEPS).where(_OF_BUILD, IS_LATEST).order_by(STEPS.c.position)
-_BY_ID = select(STEPS).where(given_any(STEPS.c.id))
+_BY_ID = Prepared(select(STEPS).where(given_any(STEPS.c.id)))
 _COUNT_STATES = Prepared(
     select(STEPS.c.state, func.count().label("count")).where(_OF_BUILD).group_by(STEPS.c.state)
 )
 _ARROWS = select(DEPENDENCIES.c.step_id, DEPENDENCIES.c.depends_on_id).where(
     DEPENDENCIES.c.build_id == given(DEPENDENCIES.c.build_id)
 )
-_CLAIMS = (
+_CLAIMS = Prepared(
     select(STEPS)
     .where(
         STEPS.c.runner_id == given(STEPS.c.runner_id),
@@ -84,10 +84,10 @@ _TOUCH = (
 )
 
 
-def _build_claim(*in_queue: ColumnElement[bool]) -> UpdateBase:
+def _build_claim(*in_queue: ColumnElement[bool]) -> Prepared:
     """One guarded statement; the materialised part keeps Postgres from looking, and claiming, twice."""
     now = bindparam("now", type_=STEPS.c.claimed_at.type)
-    has_label = LABELS.c.label.in_(bindparam("labels", type_=LABELS.c.label.type, expanding=True))
+    has_label = given_any(LABELS.c.label, "labels")
     lacks_label = exists().where(LABELS.c.step_id == STEPS.c.id, ~has_label)
     ready = (
         select(STEPS.c.id)
@@ -104,8 +104,10 @@ def _build_claim(*in_queue: ColumnElement[bool]) -> UpdateBase:
         .prefix_with("MATERIALIZED")
     )
     sources, target = STEP_TRANSITIONS[StepEvent.CLAIM]
-    is_ready = STEPS.c.state.concat("").in_(sources)  # not by index: SQLite would walk the whole queue again
-    return (
+    is_ready = among(
+        STEPS.c.state.concat(""), sources
+    )  # not by index: SQLite would walk the whole queue again
+    return Prepared(
         update(STEPS)
         .where(STEPS.c.id.in_(select(ready.c.id)), is_ready)
         .values(
@@ -185,7 +187,7 @@ def claim_steps(
     limit: int,
     now: datetime,
     tenant_id: str | None = None,
-) -> list[Row[Any]]:
+) -> list[Found]:
     """Give up to `limit` ready steps to this runner, each with a new attempt, oldest first.
 
     Only steps of this tenant, if the runner serves but one.
@@ -194,7 +196,7 @@ def claim_steps(
     values = as_new({"runner_id": runner_id, "request_id": request_id})
     claim = _CLAIM if tenant_id is None else _CLAIM_OF_TENANT
     of_tenant = {} if tenant_id is None else {"the_tenant_id": tenant_id}
-    claimed = tx.connection().execute(claim, which | of_tenant | values).all()
+    claimed = claim.all(tx, which | of_tenant | values)
     return sorted(claimed, key=lambda step: (step.ready_at, step.id))
 
 
@@ -214,10 +216,10 @@ def claim_step(tx: Session, step_id: str, *, now: datetime) -> bool:
     )
 
 
-def list_claims(tx: Session, *, runner_id: str, request_id: str) -> list[Row[Any]]:
+def list_claims(tx: Session, *, runner_id: str, request_id: str) -> list[Found]:
     """What this request has already got and not yet used."""
     which = {"the_runner_id": runner_id, "the_request_id": request_id}
-    return list(tx.connection().execute(_CLAIMS, which).all())
+    return _CLAIMS.all(tx, which)
 
 
 def move_step(
@@ -242,6 +244,16 @@ def move_step(
         which["the_last_seen_at"] = unheard_since
     statement = _move(event, tuple(values), tuple(which), attempt_after)
     return statement.run(tx, which | as_new(values)) == 1
+
+
+def move_each(tx: Session, event: StepEvent, moves: Sequence[tuple[Any, dict[str, Any]]]) -> bool:
+    """`move_step` for each of these steps under the attempt it has here, with values of its own.
+
+    True when all have moved; when not, some may have, and the transaction has to be rolled back.
+    """
+    rows = [{"the_id": step.id, "the_attempt": step.attempt, **as_new(values)} for step, values in moves]
+    statement = _move(event, tuple(moves[0][1]), ("the_id", "the_attempt"), attempt_after=False)
+    return statement.run_each(tx, rows) == len(rows)
 
 
 @functools.cache
@@ -288,11 +300,10 @@ def touch_steps(tx: Session, step_ids: Sequence[str], runner_id: str, *, now: da
     tx.connection().execute(_TOUCH, which | as_new({"last_seen_at": now}))
 
 
-def list_steps_by_id(tx: Session, step_ids: Sequence[str]) -> dict[str, Row[Any]]:
+def list_steps_by_id(tx: Session, step_ids: Sequence[str]) -> dict[str, Found]:
     if not step_ids:
         return {}
-    rows = tx.connection().execute(_BY_ID, {"any_id": list(step_ids)}).all()
-    return {row.id: row for row in rows}
+    return {row.id: row for row in _BY_ID.all(tx, {"any_id": step_ids})}
 
 
 def unblock_first(tx: Session, build_id: str, *, now: datetime) -> None:

@@ -254,7 +254,7 @@ def test_a_header_that_says_attempt_makes_a_caller_a_runner(api: Api) -> None:
 
 
 @ON_SQLITE
-@pytest.mark.parametrize("word", ["acquire", "heartbeat", "events", "resume", "bye"])
+@pytest.mark.parametrize("word", ["acquire", "heartbeat", "events", "reports", "resume", "bye"])
 def test_the_words_of_the_protocol_are_no_steps(api: Api, word: str) -> None:
     assert api.client.get(f"/api/runner/{word}").status_code == 405
     assert complete(api.client, word).status_code == 404

@@ -6,12 +6,12 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import event
 from starlette.applications import Starlette
 
 from coordinator.api.state import AppState
 from coordinator.rules.permissions import Role
 from coordinator.settings import Settings
+from coordinator.store.prepared import _Compiled
 from shared.ids import new_id
 from tests.coordinator.enrolling import Member, a_member, enrol, secret_of, the_operator
 from tests.factories import Mill, a_step, together
@@ -274,18 +274,23 @@ def test_an_app_in_open_mode_takes_tokens_as_well(
     assert client.post("/api/runners", json={"name": "r"}).status_code == 201
 
 
-def test_the_steps_of_other_tenants_are_not_walked_past(admin: Member, mill: Mill) -> None:
+def test_the_steps_of_other_tenants_are_not_walked_past(
+    admin: Member, mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
     runner = a_caller_of(admin.a_runner(), mill)
     database = mill.state.lanes.database
     asked = []
 
-    def listen(_connection: Any, _cursor: Any, statement: str, values: Any, *_: Any) -> None:
-        if "tenant_id =" in statement and "MATERIALIZED" in statement:
-            asked.append((statement, values))
+    execute = _Compiled.execute
 
-    event.listen(database.writer, "before_cursor_execute", listen)
-    mill.acquire(runner)
-    event.remove(database.writer, "before_cursor_execute", listen)
+    def listen(compiled: _Compiled, tx: Any, values: Any) -> Any:
+        if "tenant_id =" in compiled._sql and "MATERIALIZED" in compiled._sql:
+            asked.append((compiled._sql, compiled._parameters(values)))
+        return execute(compiled, tx, values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Compiled, "execute", listen)
+        mill.acquire(runner)
 
     def explain(tx: Any) -> str:
         cursor = tx.connection().connection.dbapi_connection.cursor()

@@ -8,34 +8,25 @@ from typing import Any
 from starlette.responses import Response
 
 from coordinator.actions.acquire_steps import acquire_steps, may_wait
-from coordinator.actions.append_log import Appended, forget_log
+from coordinator.actions.append_log import Appended
 from coordinator.actions.append_log import append_log as append_log_action
 from coordinator.actions.bind_source import bind_source as bind_source_action
-from coordinator.actions.complete_step import (
-    EMPTY_LOG,
-    SealedLog,
-    Verdict,
-    complete_bare_step,
-    log_to_seal,
-    require_step,
-)
-from coordinator.actions.complete_step import complete_step as complete_step_action
+from coordinator.actions.complete_step import require_step
 from coordinator.actions.hear_stops import hear_stops
-from coordinator.actions.leased_step import LeaseProof
 from coordinator.actions.record_cleaning import record_cleaning as record_cleaning_action
 from coordinator.actions.register_runner import register_runner as register_runner_action
 from coordinator.actions.release_step import release_step as release_step_action
 from coordinator.actions.renew_leases import renew_leases, resume_attempts
 from coordinator.actions.say_bye import say_bye as say_bye_action
 from coordinator.actions.show_script import show_script
-from coordinator.actions.start_step import start_step as start_step_action
 from coordinator.actions.store_blob import expect_blob, find_input_blob, store_blob
 from coordinator.api import streams
 from coordinator.api.build_server.operations import RUNNER, error, operation
-from coordinator.api.build_server.shapes import STEP_STATUS, AppendQuery, ReceivedOut
+from coordinator.api.build_server.shapes import AppendQuery, ReceivedOut
+from coordinator.api.build_server.step_reports import answer_reports, complete, start
 from coordinator.api.endpoint import Answer, Call, Endpoint, json_answer
 from coordinator.bell import READY, STOPS, build_log_topic, log_topic
-from coordinator.errors import BlobGone, Invalid, LogIncomplete, NotFound, TooLarge
+from coordinator.errors import BlobGone, Invalid, NotFound, TooLarge
 from coordinator.rules.access import Audience, Policy, Scope
 from shared.paths import MAX_APPEND_BYTES, SCRIPT_DIGEST_HEADER
 from shared.protocol import (
@@ -53,6 +44,8 @@ from shared.protocol import (
     Registered,
     Registration,
     Release,
+    ReportAnswers,
+    Reports,
     Resume,
     SourceBound,
     SourceResolved,
@@ -62,7 +55,6 @@ from shared.protocol import (
 from shared.script import script_digest
 
 MAX_INFLATED = 8 * MAX_APPEND_BYTES
-MOST_OUTPUTS_AT_ONCE = 50
 LOOK_S = 2.0  # for what another coordinator, or the watch, has told a step; the bell rings for the rest
 COMPLETION_BODY = 16 * 1024 * 1024
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -145,13 +137,7 @@ async def get_step_script(call: Call) -> Response:
 
 
 async def start_step(call: Call) -> Response:
-    proof = call.proof()
-    # a later attempt may end the log of one that was lost, and the event loop should wait for no file
-    write = call.write_shortly if proof.attempt == 1 else call.write
-    answer = await write(
-        start_step_action, call.state.site, call.caller, call.path["stepId"], proof, call.body
-    )
-    return json_answer(answer)
+    return json_answer(await start(call, call.path["stepId"], call.proof(), call.body))
 
 
 async def bind_source(call: Call) -> Response:
@@ -277,50 +263,7 @@ async def require_bare_step(call: Call) -> None:
 
 
 async def complete_step(call: Call) -> Response:
-    proof, site, step_id = call.maybe_proof(), call.state.site, call.path["stepId"]
-    if proof is None:
-        verdict = await call.write(complete_bare_step, site, call.caller, step_id, call.body)
-    else:
-        step = (site, call.caller, step_id, proof)
-        sealed = EMPTY_LOG if call.body.log_size == 0 else await _seal(call, step)
-        write = call.write if _takes_long(call.body, proof, sealed) else call.write_shortly
-        verdict = await write(complete_step_action, *step, call.body, sealed)
-    call.state.tally.completions[call.body.status] += 1
-    call.state.bell.ring(READY, log_topic(step_id))
-    return json_answer(_completed(verdict))
-
-
-def _takes_long(said: Completion, proof: LeaseProof, sealed: SealedLog) -> bool:
-    """True when the event loop should not wait for its transaction: many rows, or a line in a log.
-
-    A later attempt that ends before it starts may end the log of one that was lost before it.
-    """
-    is_log_unsaid = said.log_size is None and sealed.size > 0
-    is_log_ended = said.log_gap is not None or is_log_unsaid or proof.attempt > 1
-    return is_log_ended or len(said.artifacts) > MOST_OUTPUTS_AT_ONCE
-
-
-async def _seal(call: Call, step: Any) -> SealedLog:
-    size, path = await call.read(log_to_seal, *step)
-    digest = await asyncio.to_thread(call.state.site.logs.seal, path, size)
-    await _require_same_bytes(call, step, size, digest)
-    return SealedLog(size, digest)
-
-
-async def _require_same_bytes(call: Call, step: Any, size: int, digest: str) -> None:
-    """A log that is as long as the runner's and differs was spoilt on our disk: ask for all of it again."""
-    said: Completion = call.body
-    if said.log_sha256 and said.log_size == size and said.log_sha256 != digest:
-        await call.change(forget_log, *step)
-        raise LogIncomplete(0)
-
-
-def _completed(verdict: Verdict) -> Completed:
-    return Completed(
-        success=verdict.is_same,
-        step_status=STEP_STATUS[verdict.state],
-        build_complete=verdict.is_build_complete,
-    )
+    return json_answer(await complete(call, call.path["stepId"], call.maybe_proof(), call.body))
 
 
 async def record_cleaning(call: Call) -> Response:
@@ -406,6 +349,17 @@ ENDPOINTS: list[Endpoint] = [
         bye,
         "Leave; claims that were not begun are ready again",
         ok={200: Answer("Done", Ok)},
+        **_LEASED,
+    ),
+    operation(
+        "POST",
+        "/api/runner/reports",
+        answer_reports,
+        "Start and complete several attempts at once",
+        description="Each report counts by itself, and is answered as its own request would be.",
+        body=Reports,
+        body_limit=COMPLETION_BODY,
+        ok={200: Answer("An answer for each report, in their order", ReportAnswers)},
         **_LEASED,
     ),
     operation(
