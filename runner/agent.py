@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from runner.attempt import Attempt
 from runner.cleaning import Cleaning
-from runner.client import Proof
 from runner.control import Standing
 from runner.ear import Ear
 from runner.errors import (
@@ -33,6 +32,7 @@ from runner.janitor import Janitor
 from runner.journal import Journal, JournalPhase, attempt_dir, open_journals
 from runner.lease import Pulse
 from runner.means import Means
+from runner.proof import Proof
 from runner.rotation import rotate_secret
 from runner.slots import Slots
 from runner.state_dir import PendingRequest

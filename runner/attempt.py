@@ -4,7 +4,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from runner.client import Proof
+from runner.proof import Proof
 from shared.protocol import Action, AttemptReport, Order, Phase
 
 

@@ -1,8 +1,7 @@
 """The only file with HTTP: one method per endpoint, an answer or an error of ours, no retries."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +9,8 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from runner.errors import LeaseLost, LogLimit, LogRewind, Refused, Revoked, Unauthorized, Unreachable
+from runner.proof import Proof
+from runner.reporter import Answered, Report, Reporter, Said
 from shared import paths
 from shared.protocol import (
     Acquire,
@@ -17,6 +18,7 @@ from shared.protocol import (
     Cleaned,
     Completed,
     Completion,
+    CompletionReport,
     Heartbeat,
     Listen,
     LogAccepted,
@@ -27,11 +29,16 @@ from shared.protocol import (
     Registered,
     Registration,
     Release,
+    ReportAnswers,
+    ReportedCompletion,
+    ReportedStart,
+    Reports,
     Resume,
     SourceBound,
     SourceResolved,
     Start,
     StartAnswer,
+    StartReport,
 )
 
 M = TypeVar("M", bound=BaseModel)
@@ -49,18 +56,6 @@ _BLOB_GONE = "blob_gone"  # the step is still ours, and can never have its input
 _STALE_CODES = frozenset({"stale_attempt", "abandoned", "released", "conflict"})
 _GONE_CODES = frozenset({"not_found", "gone", "expired"})
 SHOWN_FAULTS = 5
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What every write about an attempt carries."""
-
-    step_id: str
-    attempt: int
-    lease: str
-
-    def headers(self) -> dict[str, str]:
-        return {paths.ATTEMPT_HEADER: str(self.attempt), paths.LEASE_HEADER: self.lease}
 
 
 class Client:
@@ -86,6 +81,7 @@ class Client:
         self._secret = secret
         self._is_away = False
         self._returns = 0
+        self._reporter = Reporter(self._send_report, self._send_reports)
 
     def close(self) -> None:
         self._http.close()
@@ -145,7 +141,8 @@ class Client:
         self._send("POST", paths.BYE)
 
     def start(self, proof: Proof, said: Start) -> StartAnswer:
-        return self._post(paths.START, said, StartAnswer, proof=proof)
+        """May wait for other reports of this runner, and go with them."""
+        return _expect(StartAnswer, self._reporter.tell(proof, said))
 
     def bind_source(self, proof: Proof, commit: str) -> str:
         said = SourceResolved(commit=commit)
@@ -233,7 +230,30 @@ class Client:
             raise Unreachable(f"GET blob: {error or type(error).__name__}") from error
 
     def complete(self, proof: Proof, said: Completion) -> Completed:
+        """May wait for other reports of this runner, and go with them."""
+        return _expect(Completed, self._reporter.tell(proof, said))
+
+    def _send_report(self, proof: Proof, said: Said) -> Answered:
+        if isinstance(said, Start):
+            return self._post(paths.START, said, StartAnswer, proof=proof)
         return self._post(paths.COMPLETE, said, Completed, proof=proof)
+
+    def _send_reports(self, reports: Sequence[Report]) -> list[Answered | Exception]:
+        """The answer to each, or the error that its own request would have raised."""
+        starts = [report for report in reports if isinstance(report.said, Start)]
+        ends = [report for report in reports if isinstance(report.said, Completion)]
+        told = Reports(
+            starts=[ReportedStart(**_told(report)) for report in starts],
+            completions=[ReportedCompletion(**_told(report)) for report in ends],
+        )
+        answers = self._post(paths.REPORTS, told, ReportAnswers)
+        if (len(answers.starts), len(answers.completions)) != (len(starts), len(ends)):
+            raise Unreachable(f"{paths.REPORTS} did not answer each report")
+        begun, ended = iter(answers.starts), iter(answers.completions)
+        return [
+            _outcome(report, next(begun) if isinstance(report.said, Start) else next(ended))
+            for report in reports
+        ]
 
     def cleaned(self, proof: Proof, said: Cleaned) -> None:
         self._send(
@@ -333,6 +353,26 @@ def _read(answer: httpx.Response, model: type[M]) -> M:
         raise Unreachable(f"{answer.request.url.path} answered what cannot be read") from error
 
 
+def _expect(model: type[M], answer: Answered) -> M:
+    if not isinstance(answer, model):
+        raise Unreachable(f"the coordinator answered {type(answer).__name__} where {model.__name__} is due")
+    return answer
+
+
+def _told(report: Report) -> dict[str, Any]:
+    proof = {"step_id": report.proof.step_id, "attempt": report.proof.attempt, "lease": report.proof.lease}
+    return {name: getattr(report.said, name) for name in report.said.model_fields_set} | proof
+
+
+def _outcome(report: Report, answer: StartReport | CompletionReport) -> Answered | Exception:
+    if answer.answer is not None:
+        return answer.answer
+    what = f"the report of step {report.proof.step_id} was answered {answer.status}"
+    if answer.status >= 500 or answer.status in _TRANSIENT or answer.refused is None:
+        return Unreachable(what)
+    return _meaning(answer.status, answer.refused.model_dump(exclude_none=True), what)
+
+
 def _json(answer: httpx.Response) -> dict[str, Any]:
     try:
         said = json.loads(answer.content)
@@ -356,6 +396,11 @@ def _error(answer: httpx.Response) -> Exception:
         said = _json(answer)
     except Unreachable as error:
         return error
+    return _meaning(status, said, what)
+
+
+def _meaning(status: int, said: dict[str, Any], what: str) -> Exception:
+    """The same for a status below 500 and the body that came with it."""
     if not _is_ours(said):
         return Unreachable(f"{what} in words that are not the coordinator's")
     code, sentence = str(said["code"]), str(said["error"])

@@ -18,6 +18,7 @@ import psycopg
 from coordinator.store.dialect import _sqlite_module
 from scripts.benchmarks.builds import BuildServer, a_step
 from scripts.benchmarks.figure import Figure, Goal, in_turns, say
+from scripts.benchmarks.noop_runner import TOGETHER
 from scripts.benchmarks.servers import Coordinator, a_coordinator, a_postgres, temporary_folder
 
 STEPS_OF_A_BUILD = 20
@@ -92,9 +93,11 @@ def _measure(
     )
 
 
-def _drain(coordinator: Coordinator, count: int, slots: int, secrets: list[str]) -> float:
+def _drain(
+    coordinator: Coordinator, count: int, slots: int, secrets: list[str], how: str = TOGETHER
+) -> float:
     """Let client processes do all steps; the seconds from their first request to their last answer."""
-    where = [coordinator.host, str(coordinator.port), str(slots)]
+    where = [coordinator.host, str(coordinator.port), str(slots), how]
     with ExitStack() as stack:
         processes = []
         for number in range(PROCESSES):

@@ -12,10 +12,11 @@ import pytest
 from runner.attempt import Attempt
 from runner.cleaning import Cleaning
 from runner.cli import make_agent
-from runner.client import Client, Proof
+from runner.client import Client
 from runner.executor.base import Job
 from runner.executor.docker import DockerExecutor, open_docker
 from runner.journal import Journal, JournalPhase, attempt_dir
+from runner.proof import Proof
 from runner.settings import Settings
 from runner.state_dir import Identity, save_identity
 from tests.runner.claims import a_claim

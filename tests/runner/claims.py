@@ -3,7 +3,7 @@
 from typing import Any
 
 from runner.attempt import Attempt
-from runner.client import Proof
+from runner.proof import Proof
 from shared.protocol import Claim, Limits
 from shared.script import render_step_script, script_digest
 

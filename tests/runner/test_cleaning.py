@@ -12,10 +12,10 @@ import pytest
 
 from runner import cleaning
 from runner.attempt import Attempt
-from runner.client import Proof
 from runner.deadline import Moment
 from runner.journal import Journal, JournalPhase, attempt_dir
 from runner.mounts import mounts_below, unmount
+from runner.proof import Proof
 from runner.step_run import StepRun
 from shared.protocol import Limits
 from tests.runner import test_step_run

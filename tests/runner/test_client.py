@@ -11,8 +11,9 @@ import httpx
 import pytest
 import respx
 
-from runner.client import Client, Proof
+from runner.client import Client
 from runner.errors import LeaseLost, LogLimit, LogRewind, Refused, Revoked, Unauthorized, Unreachable
+from runner.proof import Proof
 from shared.paths import BLOB_PART_BYTES
 from shared.protocol import Acquire, Completion, Heartbeat, Phase, Registration, Resume, Start
 from tests.runner.claims import a_claim

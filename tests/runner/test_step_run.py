@@ -14,12 +14,12 @@ import pytest
 
 from runner import deadline, step_run
 from runner.attempt import Attempt
-from runner.client import Proof
 from runner.deadline import boot_s
 from runner.errors import EngineUnavailable, StepError, StillAlive
 from runner.executor import launcher
 from runner.journal import Journal, JournalPhase, attempt_dir
 from runner.mounts import unmount
+from runner.proof import Proof
 from runner.step_run import StepRun
 from shared.reasons import Reason
 from tests.runner.claims import a_claim
