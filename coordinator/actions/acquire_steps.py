@@ -85,11 +85,8 @@ def _claim(tx: Session, runner: Any, said: Acquire, *, now: datetime) -> list[An
     if claimed:
         attempts.insert_attempts(tx, claimed, now=now)
         builds.begin_builds(tx, {step.build_id for step in claimed}, now=now)
-        happened = [
-            (step.project_id, {"stepId": step.id, "attempt": step.attempt, "runnerId": runner.id})
-            for step in claimed
-        ]
-        audit.record_each(tx, SYSTEM, "step.claimed", happened, now=now)
+        happened = [(step, {"runnerId": runner.id}) for step in claimed]
+        audit.record_each_step(tx, SYSTEM, "step.claimed", happened, now=now)
     return claimed
 
 

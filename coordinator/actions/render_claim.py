@@ -1,6 +1,7 @@
 """A claimed step as its runner gets to see it."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 from sqlmodel import Session
@@ -91,11 +92,15 @@ def render_claim(tx: Session, site: Site, step: Any, build: Any) -> Claim:
 def _timings(site: Site, step: Any) -> Timings:
     settings = site.settings
     up_s = (step.claimed_at - site.started_at).total_seconds()
+    amnesty_s = max(0.0, settings.amnesty - up_s)
+    return _make_timings(settings.heartbeat, settings.claim_ttl, settings.lost_after, amnesty_s)
+
+
+@lru_cache(maxsize=8)
+def _make_timings(heartbeat_s: float, claim_ttl_s: float, lost_after_s: float, amnesty_s: float) -> Timings:
+    """The same for nearly all claims, and dear to make."""
     return Timings(
-        heartbeat_s=settings.heartbeat,
-        claim_ttl_s=settings.claim_ttl,
-        lost_after_s=settings.lost_after,
-        amnesty_s=max(0.0, settings.amnesty - up_s),
+        heartbeat_s=heartbeat_s, claim_ttl_s=claim_ttl_s, lost_after_s=lost_after_s, amnesty_s=amnesty_s
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlmodel import Session
 
@@ -23,15 +23,14 @@ def start_step(
 ) -> StartAnswer:
     """Answer `go` once the step is recorded as running, or `cancel`. Asked again, the same answer."""
     step = hold_leased_step(tx, site, caller, step_id, proof)  # once a cancel was answered nothing may start
-    limits = {"timeout_s": timeout_seconds(step.spec), "grace_s": grace_seconds(step.spec)}
     if step.cancel_requested_at is not None:
-        return StartAnswer(action="cancel", **limits)
+        return _answer("cancel", step)
     if step.state == StepState.RUNNING:
-        return StartAnswer(action="go", **limits)
+        return _answer("go", step)
     record_starts(tx, caller, [(step, said)], now=now)
     if proof.attempt > 1:
         close_log_before(tx, site, step, now=now)
-    return StartAnswer(action="go", **limits)
+    return _answer("go", step)
 
 
 def is_plain_start(step: Any) -> bool:
@@ -44,10 +43,7 @@ def start_plainly(
 ) -> list[StartAnswer]:
     """`start_step` for several that are plain, whose leases are proved and whose builds are held."""
     record_starts(tx, caller, starts, now=now)
-    return [
-        StartAnswer(action="go", timeout_s=timeout_seconds(step.spec), grace_s=grace_seconds(step.spec))
-        for step, _ in starts
-    ]
+    return [_answer("go", step) for step, _ in starts]
 
 
 def record_starts(tx: Session, caller: Caller, starts: Sequence[tuple[Any, Start]], *, now: datetime) -> None:
@@ -70,3 +66,7 @@ def record_starts(tx: Session, caller: Caller, starts: Sequence[tuple[Any, Start
         raise StaleAttempt("the step has moved on")
     attempts.change_each(tx, facts)
     audit.record_each_step(tx, caller, "step.started", [(step, {}) for step, _ in starts], now=now)
+
+
+def _answer(action: Literal["go", "cancel"], step: Any) -> StartAnswer:
+    return StartAnswer(action=action, timeout_s=timeout_seconds(step.spec), grace_s=grace_seconds(step.spec))

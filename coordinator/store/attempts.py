@@ -1,21 +1,22 @@
 """The history of attempts: opened by a claim, ended once."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Update, bindparam, case, insert, select, update
+from sqlalchemy import ColumnElement, Update, bindparam, case, insert, select, update
 from sqlalchemy.engine import Row
 from sqlmodel import Session
 
 from coordinator.store.prepared import Found, Prepared
-from coordinator.store.statements import as_new, given, new_values
+from coordinator.store.statements import alike, as_new, given, given_any, new_values
 from coordinator.tables import StepAttempt, table_of
 
 ATTEMPTS = table_of(StepAttempt)
 
 _IS_IT = (ATTEMPTS.c.step_id == given(ATTEMPTS.c.step_id), ATTEMPTS.c.attempt == given(ATTEMPTS.c.attempt))
+_ARE_THEY = (given_any(ATTEMPTS.c.step_id), ATTEMPTS.c.attempt == given(ATTEMPTS.c.attempt))
 _OPENED = {
     name: bindparam(name, type_=ATTEMPTS.c[name].type)
     for name in (
@@ -74,38 +75,47 @@ def change_attempt(tx: Session, step_id: str, attempt: int, **values: Any) -> No
 
 def change_each(tx: Session, changes: Sequence[tuple[Any, dict[str, Any]]]) -> None:
     """`change_attempt` for the current attempt of each of these steps."""
-    _change(tuple(changes[0][1])).run_each(tx, [_of(step, values) for step, values in changes])
+    _run_alike(tx, _change_alike(tuple(changes[0][1])), changes)
 
 
 def end_attempt(tx: Session, step_id: str, attempt: int, *, has_gap: bool = False, **values: Any) -> None:
     """`change_attempt` for the last time: its log is whole, unless it was cut at the limit or has a gap."""
-    which = {"the_step_id": step_id, "the_attempt": attempt}
-    _end(tuple(values), "gap" if has_gap else "complete").run(tx, which | as_new(values))
+    statement = _end_alike(tuple(values), _log_state(has_gap))
+    statement.run(tx, {"any_step_id": [step_id], "the_attempt": attempt} | as_new(values))
 
 
 def end_each(tx: Session, ends: Sequence[tuple[Any, dict[str, Any]]], *, has_gap: bool = False) -> None:
     """`end_attempt` for the current attempt of each of these steps."""
-    statement = _end(tuple(ends[0][1]), "gap" if has_gap else "complete")
-    statement.run_each(tx, [_of(step, values) for step, values in ends])
+    _run_alike(tx, _end_alike(tuple(ends[0][1]), _log_state(has_gap)), ends)
 
 
-def _of(step: Any, values: dict[str, Any]) -> dict[str, Any]:
-    return {"the_step_id": step.id, "the_attempt": step.attempt, **as_new(values)}
+def _run_alike(tx: Session, statement: Prepared, changes: Sequence[tuple[Any, dict[str, Any]]]) -> None:
+    for ids, attempt, values in alike(changes):
+        statement.run(tx, {"any_step_id": ids, "the_attempt": attempt} | as_new(values))
+
+
+def _log_state(has_gap: bool) -> str:
+    return "gap" if has_gap else "complete"
 
 
 @functools.cache
-def _end(names: tuple[str, ...], otherwise: str) -> Prepared:
+def _end_alike(names: tuple[str, ...], otherwise: str) -> Prepared:
     log_state = case((ATTEMPTS.c.log_state == "truncated", "truncated"), else_=otherwise)
-    return Prepared(_changing(names).values(log_state=log_state))
+    return Prepared(_changing(_ARE_THEY, names).values(log_state=log_state))
+
+
+@functools.cache
+def _change_alike(names: tuple[str, ...]) -> Prepared:
+    return Prepared(_changing(_ARE_THEY, names))
 
 
 @functools.cache
 def _change(names: tuple[str, ...]) -> Prepared:
-    return Prepared(_changing(names))
+    return Prepared(_changing(_IS_IT, names))
 
 
-def _changing(names: tuple[str, ...]) -> Update:
-    return update(ATTEMPTS).where(*_IS_IT).values(new_values(ATTEMPTS, names))
+def _changing(which: Iterable[ColumnElement[bool]], names: tuple[str, ...]) -> Update:
+    return update(ATTEMPTS).where(*which).values(new_values(ATTEMPTS, names))
 
 
 def list_attempts(tx: Session, step_ids: Sequence[str]) -> dict[str, list[Row[Any]]]:

@@ -40,39 +40,32 @@ def record(
     _INSERT.run(tx, row)
 
 
-def record_each(
-    tx: Session,
-    caller: Caller,
-    action: str,
-    happened: Sequence[tuple[str | None, dict[str, Any]]],
-    *,
-    now: datetime,
-) -> None:
-    """`record` for each project and details, all at once."""
-    rows = [
-        _row(caller, action, project_id, caller.tenant_id, details, now) for project_id, details in happened
-    ]
-    if rows:
-        _INSERT.run_each(tx, rows)
-
-
 def record_step(
     tx: Session, caller: Caller, action: str, step: Any, *, now: datetime, **details: Any
 ) -> None:
     """`record` for what happened to the current attempt of a step."""
     about = {"stepId": step.id, "attempt": step.attempt, **details}
-    record(tx, caller, action, now=now, project_id=step.project_id, **about)
+    tenant_id = caller.tenant_id or step.tenant_id
+    record(tx, caller, action, now=now, project_id=step.project_id, tenant_id=tenant_id, **about)
 
 
 def record_each_step(
     tx: Session, caller: Caller, action: str, happened: Sequence[tuple[Any, dict[str, Any]]], *, now: datetime
 ) -> None:
     """`record_step` for each of these steps and details, all at once."""
-    about = [
-        (step.project_id, {"stepId": step.id, "attempt": step.attempt, **details})
+    rows = [
+        _row(
+            caller,
+            action,
+            step.project_id,
+            caller.tenant_id or step.tenant_id,
+            {"stepId": step.id, "attempt": step.attempt, **details},
+            now,
+        )
         for step, details in happened
     ]
-    record_each(tx, caller, action, about, now=now)
+    if rows:
+        _INSERT.run_each(tx, rows)
 
 
 def _row(

@@ -327,6 +327,10 @@ class IsAnyOf(FunctionElement[bool]):
     type = Boolean()
     inherit_cache = True
 
+    def self_group(self, against: Any = None) -> Any:
+        """As it is: compared with 1, as SQLite's truths are otherwise, no index would be used."""
+        return self
+
 
 @compiles(IsAnyOf, "sqlite")
 def _among_json(element: IsAnyOf, compiler: SQLCompiler, **how: Any) -> str:

@@ -5,22 +5,30 @@ It still builds these and says how each value is written and read; only the runn
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import itemgetter
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import ColumnElement, Dialect, Executable
+from sqlalchemy import JSON, ColumnElement, Dialect, Executable
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.types import TypeEngine
 from sqlmodel import Session
+
+from coordinator.tables import UtcDateTime
+
+MOMENTS = 16
+DOCUMENTS = 64
+SHORT_DOCUMENT = 8192
 
 Processor = Callable[[Any], Any]
 Shape = Mapping[str, tuple[int, Processor | None]]
 
 
 class Found:
-    """One row; a value is turned into what it means when it is asked for, as most never are."""
+    """One row; a value is turned into what it means when it is first asked for, as most never are.
 
-    __slots__ = ("_shape", "_values")
+    Documents are shared by the rows that hold the same: nobody may change them.
+    """
 
     def __init__(self, shape: Shape, values: Sequence[Any]) -> None:
         self._shape = shape
@@ -32,7 +40,10 @@ class Found:
         except KeyError:
             raise AttributeError(name) from None
         value = self._values[index]
-        return value if process is None else process(value)
+        if process is not None:
+            value = process(value)
+        self.__dict__[name] = value  # found there from now on
+        return value
 
     def __iter__(self) -> Iterator[Any]:
         return (getattr(self, name) for name in self._shape)
@@ -65,12 +76,9 @@ class Prepared:
         count: int = self._for(tx).execute(tx, values).rowcount
         return count
 
-    def run_each(self, tx: Session, rows: Sequence[Mapping[str, Any]]) -> int:
-        """For its effect, once for each of these; returns how many rows they met together."""
-        if len(rows) == 1:
-            return self.run(tx, rows[0])
-        count: int = self._for(tx).execute_many(tx, rows).rowcount
-        return count
+    def run_each(self, tx: Session, rows: Sequence[Mapping[str, Any]]) -> None:
+        """For its effect, once for each of these."""
+        self._for(tx).execute_many(tx, rows)
 
     def _for(self, tx: Session) -> "_Compiled":
         dialect = tx.connection().dialect
@@ -113,21 +121,17 @@ class _Compiled:
         self._dialect = dialect
         self._error: type[Exception] = dialect.dbapi.Error  # type: ignore[union-attr]
         self._sql = str(compiled)
-        self._order: list[str] | None = compiled.positiontup
+        given: dict[str, Processor | None] = {}
         fixed = dict(compiled.construct_params(_check=False))
-        self._processors: dict[str, Processor] = {}
-        self._required: set[str] = set()
         for name, bind in compiled.binds.items():
-            process = bind.type.dialect_impl(dialect).bind_processor(dialect)
+            process = _writer(bind.type, dialect)
             if bind.required:
-                self._required.add(name)
                 fixed.pop(name, None)
-                if process is not None:
-                    self._processors[name] = process
+                given[name] = process
             elif process is not None and name in fixed:
                 fixed[name] = process(fixed[name])
-        self._fixed = fixed
-        self._pick = _picker(self._order)
+        self._required = given.keys()
+        self._fill = _filler(compiled.positiontup, given, fixed)
         self.shape: Shape = {
             str(column.key): (index, _reader(column, dialect))
             for index, column in enumerate(_columns(statement))
@@ -142,34 +146,40 @@ class _Compiled:
             raise _as_the_library_says(error, self._error, self._sql, parameters, self._dialect) from error
         return cursor
 
-    def execute_many(self, tx: Session, rows: Sequence[Mapping[str, Any]]) -> Any:
+    def execute_many(self, tx: Session, rows: Sequence[Mapping[str, Any]]) -> None:
         cursor = tx.connection().connection.dbapi_connection.cursor()  # type: ignore[union-attr]
         parameters = [self._parameters(row) for row in rows]
         try:
             cursor.executemany(self._sql, parameters)
         except self._error as error:
             raise _as_the_library_says(error, self._error, self._sql, parameters, self._dialect) from error
-        return cursor
 
     def _parameters(self, values: Mapping[str, Any]) -> Any:
         if values.keys() != self._required:
             raise TypeError(f"needs {sorted(self._required)}, not {sorted(values)}")
-        filled = {**self._fixed, **values}
-        for name, process in self._processors.items():
-            filled[name] = process(filled[name])
-        return self._pick(filled)
+        return self._fill(values)
 
 
-def _picker(order: list[str] | None) -> Callable[[dict[str, Any]], Any]:
-    """What the driver takes: values in their order, or the names with their values."""
-    if order is None:
-        return lambda filled: filled
-    if not order:
-        return lambda _: ()
-    if len(order) == 1:
-        (only,) = order
-        return lambda filled: (filled[only],)
-    return itemgetter(*order)
+def _filler(
+    order: list[str] | None, given: Mapping[str, Processor | None], fixed: Mapping[str, Any]
+) -> Callable[[Mapping[str, Any]], Any]:
+    """Makes what the driver takes out of given values: all in their order, or the names with their values."""
+    names = [*given, *fixed] if order is None else order
+    plan = [(name, given.get(name), name in given, fixed.get(name)) for name in names]
+
+    def fill(values: Mapping[str, Any]) -> list[Any]:
+        return [
+            (values[name] if process is None else process(values[name])) if is_given else always
+            for name, process, is_given, always in plan
+        ]
+
+    return fill if order is not None else lambda values: dict(zip(names, fill(values), strict=True))
+
+
+def _writer(kind: TypeEngine[Any], dialect: Dialect) -> Processor | None:
+    """How a value of this kind is handed over; the same few moments come again and again."""
+    process = kind.dialect_impl(dialect).bind_processor(dialect)
+    return lru_cache(MOMENTS)(process) if process is not None and isinstance(kind, UtcDateTime) else process
 
 
 def _columns(statement: Any) -> list[ColumnElement[Any]]:
@@ -179,4 +189,11 @@ def _columns(statement: Any) -> list[ColumnElement[Any]]:
 
 
 def _reader(column: ColumnElement[Any], dialect: Dialect) -> Processor | None:
-    return column.type.dialect_impl(dialect).result_processor(dialect, None)
+    """How a value of this column is read; the same few documents come again and again, as they were."""
+    process = column.type.dialect_impl(dialect).result_processor(dialect, None)
+    return _remembering(process) if process is not None and isinstance(column.type, JSON) else process
+
+
+def _remembering(process: Processor) -> Processor:
+    known = lru_cache(DOCUMENTS)(process)
+    return lambda text: known(text) if text and len(text) <= SHORT_DOCUMENT else process(text)

@@ -32,3 +32,12 @@ def new_values(table: Table, names: Iterable[str]) -> dict[str, BindParameter[An
 
 def as_new(values: Mapping[str, Any]) -> dict[str, Any]:
     return {f"new_{name}": value for name, value in values.items()}
+
+
+def alike(changes: Iterable[tuple[Any, Mapping[str, Any]]]) -> list[tuple[list[str], int, Mapping[str, Any]]]:
+    """The steps that get the same values under the same attempt: their ids, the attempt, the values."""
+    found: dict[tuple[Any, ...], tuple[list[str], int, Mapping[str, Any]]] = {}
+    for step, values in changes:
+        ids, *_ = found.setdefault((step.attempt, *values.items()), ([], step.attempt, values))
+        ids.append(step.id)
+    return list(found.values())

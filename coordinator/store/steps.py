@@ -1,7 +1,7 @@
 """Steps: the queue, the leases and the moves. The statements here are the ones that must be fast."""
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -25,7 +25,7 @@ from coordinator.errors import NotFound
 from coordinator.rules.transitions import STEP_TRANSITIONS, StepEvent
 from coordinator.store.prepared import Found, Prepared
 from coordinator.store.rounds import IS_LATEST
-from coordinator.store.statements import among, as_new, given, given_any, new_values
+from coordinator.store.statements import alike, among, as_new, given, given_any, new_values
 from coordinator.tables import Project, Step, StepDependency, StepLabel, table_of
 from shared.states import LEASED_STEP_STATES, StepState
 
@@ -47,15 +47,20 @@ _COUNT_STATES = Prepared(
 _ARROWS = select(DEPENDENCIES.c.step_id, DEPENDENCIES.c.depends_on_id).where(
     DEPENDENCIES.c.build_id == given(DEPENDENCIES.c.build_id)
 )
+
+
+def _stands_in(sources: Collection[str]) -> ColumnElement[bool]:
+    """The state of steps that are named otherwise: by an index of it SQLite would walk the whole queue."""
+    return among(STEPS.c.state.concat(""), sources)
+
+
 _CLAIMS = Prepared(
-    select(STEPS)
-    .where(
+    select(STEPS).where(
         STEPS.c.runner_id == given(STEPS.c.runner_id),
         STEPS.c.request_id == given(STEPS.c.request_id),
         STEPS.c.state == StepState.CLAIMED,
         STEPS.c.acked_at.is_(None),
     )
-    .order_by(STEPS.c.ready_at, STEPS.c.id)
 )
 _DEPENDENTS = (
     select(DEPENDENCIES.c.step_id, STEPS.c.state)
@@ -104,12 +109,9 @@ def _build_claim(*in_queue: ColumnElement[bool]) -> Prepared:
         .prefix_with("MATERIALIZED")
     )
     sources, target = STEP_TRANSITIONS[StepEvent.CLAIM]
-    is_ready = among(
-        STEPS.c.state.concat(""), sources
-    )  # not by index: SQLite would walk the whole queue again
     return Prepared(
         update(STEPS)
-        .where(STEPS.c.id.in_(select(ready.c.id)), is_ready)
+        .where(STEPS.c.id.in_(select(ready.c.id)), _stands_in(sources))
         .values(
             state=target,
             attempt=STEPS.c.attempt + 1,
@@ -196,7 +198,11 @@ def claim_steps(
     values = as_new({"runner_id": runner_id, "request_id": request_id})
     claim = _CLAIM if tenant_id is None else _CLAIM_OF_TENANT
     of_tenant = {} if tenant_id is None else {"the_tenant_id": tenant_id}
-    claimed = claim.all(tx, which | of_tenant | values)
+    return _in_the_order_of_the_queue(claim.all(tx, which | of_tenant | values))
+
+
+def _in_the_order_of_the_queue(claimed: Sequence[Found]) -> list[Found]:
+    """Sorted here: asked for it, SQLite would walk all that anybody has claimed."""
     return sorted(claimed, key=lambda step: (step.ready_at, step.id))
 
 
@@ -219,7 +225,7 @@ def claim_step(tx: Session, step_id: str, *, now: datetime) -> bool:
 def list_claims(tx: Session, *, runner_id: str, request_id: str) -> list[Found]:
     """What this request has already got and not yet used."""
     which = {"the_runner_id": runner_id, "the_request_id": request_id}
-    return _CLAIMS.all(tx, which)
+    return _in_the_order_of_the_queue(_CLAIMS.all(tx, which))
 
 
 def move_step(
@@ -251,9 +257,19 @@ def move_each(tx: Session, event: StepEvent, moves: Sequence[tuple[Any, dict[str
 
     True when all have moved; when not, some may have, and the transaction has to be rolled back.
     """
-    rows = [{"the_id": step.id, "the_attempt": step.attempt, **as_new(values)} for step, values in moves]
-    statement = _move(event, tuple(moves[0][1]), ("the_id", "the_attempt"), attempt_after=False)
-    return statement.run_each(tx, rows) == len(rows)
+    statement = _move_alike(event, tuple(moves[0][1]))
+    moved = sum(
+        statement.run(tx, {"any_id": ids, "the_attempt": attempt} | as_new(values))
+        for ids, attempt, values in alike(moves)
+    )
+    return moved == len(moves)
+
+
+@functools.cache
+def _move_alike(event: StepEvent, names: tuple[str, ...]) -> Prepared:
+    sources, target = STEP_TRANSITIONS[event]
+    conditions = (given_any(STEPS.c.id), STEPS.c.attempt == given(STEPS.c.attempt), _stands_in(sources))
+    return Prepared(update(STEPS).where(*conditions).values(state=target, **new_values(STEPS, names)))
 
 
 @functools.cache
@@ -338,7 +354,7 @@ def _move_any(event: StepEvent, names: tuple[str, ...]) -> UpdateBase:
     sources, target = STEP_TRANSITIONS[event]
     return (
         update(STEPS)
-        .where(given_any(STEPS.c.id), among(STEPS.c.state, sources))
+        .where(given_any(STEPS.c.id), _stands_in(sources))
         .values(state=target, **new_values(STEPS, names))
         .returning(STEPS.c.id)
     )

@@ -13,6 +13,7 @@ from coordinator.actions.complete_step import Verdict
 from coordinator.actions.leased_step import LeaseProof
 from coordinator.actions.release_step import release_step
 from coordinator.actions.take_reports import Told, take_reports
+from coordinator.store.prepared import _Compiled
 from shared.ids import new_id
 from shared.protocol import Completion, Start, StartAnswer
 from tests.factories import ON_SQLITE, Api, Held, HeldOverHttp, Mill, a_spec, a_step, together
@@ -375,3 +376,31 @@ def test_a_later_attempt_is_not_plain_as_it_may_have_a_log_to_end(mill: Mill) ->
 
     assert answers == {}
     assert mill.step(second.step_id).attempt == 2
+
+
+@ON_SQLITE
+def test_what_is_named_is_found_without_a_walk_along_the_queue(
+    mill: Mill, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans: dict[str, str] = {}
+    execute = _Compiled.execute
+
+    def explain(compiled: _Compiled, tx: Any, values: Any) -> Any:
+        cursor = tx.connection().connection.dbapi_connection.cursor()
+        cursor.execute(f"EXPLAIN QUERY PLAN {compiled._sql}", compiled._parameters(values))
+        plans[compiled._sql] = str([row[3] for row in cursor.fetchall()])
+        return execute(compiled, tx, values)
+
+    monkeypatch.setattr(_Compiled, "execute", explain)
+    runner = mill.a_runner()
+    held = mill.an_acquired_step(a_spec(first=[], second=["first"]), runner)
+    for said in (Start(), Completion(status="success", log_size=0)):
+        assert mill.now(take_reports, mill.site, runner.caller, {0: told(held, said)})
+
+    walks = [sql for sql, plan in plans.items() if "ix_steps_queue " in plan]
+    assert len(plans) > 10
+    assert len(walks) == 1  # the claim itself
+    assert "MATERIALIZED" in walks[0]
+    repeated = [plan for sql, plan in plans.items() if "steps.request_id = " in sql]
+    assert "ix_steps_runner (runner_id=? AND state=?)" in repeated[0]
+    assert not [plan for plan in plans.values() if re.search(r"SCAN (steps|builds|step_attempts)\b", plan)]
