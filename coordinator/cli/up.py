@@ -25,6 +25,7 @@ from coordinator.cli.serve import (
     private_files,
     read_settings,
     refuse_open_doors,
+    spare_the_collector,
 )
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ def up(slots: int, executor: str, state: Path | None, **options: Any) -> None:
             before_shutdown=app.state.coordinator.bell.close,
         )
         address = address_of(door)
+        spare_the_collector()
         thread = _serve(server, door)
         folder = state or default_runner_state(settings.data.absolute())
         runner = _start_runner(address, folder, slots, executor, settings.data)

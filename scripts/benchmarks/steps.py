@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -18,7 +19,7 @@ import psycopg
 from coordinator.store.dialect import _sqlite_module
 from scripts.benchmarks.builds import BuildServer, a_step
 from scripts.benchmarks.figure import Figure, Goal, in_turns, say
-from scripts.benchmarks.noop_runner import TOGETHER
+from scripts.benchmarks.noop_runner import ALONE, TOGETHER
 from scripts.benchmarks.servers import Coordinator, a_coordinator, a_postgres, temporary_folder
 
 STEPS_OF_A_BUILD = 20
@@ -50,40 +51,49 @@ def measure(size: Size) -> list[Figure]:
 def measure_sqlite(size: Size) -> list[Figure]:
     with temporary_folder() as folder:
         rival = SqliteRows(folder / "rows.db")
-        figure = _measure("steps/s through the REST API on SQLite", size, folder, "", rival.run, SQLITE_GOAL)
+        figures = _measure("SQLite", size, folder, "", rival.run, SQLITE_GOAL)
         rival.close()
-        return [figure]
+        return figures
 
 
 def measure_postgres(size: Size) -> list[Figure]:
     with temporary_folder() as folder, a_postgres() as url:
         rival = PostgresRows(url)
-        figure = _measure(
-            "steps/s through the REST API on Postgres", size, folder, url, rival.run, POSTGRES_GOAL
-        )
+        figures = _measure("Postgres", size, folder, url, rival.run, POSTGRES_GOAL)
         rival.close()
-        return [figure]
+        return figures
 
 
 def _measure(
-    name: str, size: Size, folder: Path, database: str, rival: Callable[[int], float], goal: Goal
-) -> Figure:
+    engine: str, size: Size, folder: Path, database: str, rival: Callable[[int], float], goal: Goal
+) -> list[Figure]:
+    names = {
+        TOGETHER: f"steps/s through the REST API on {engine}",
+        ALONE: f"steps/s on {engine}, each start and each end in a request of its own",
+    }
     with a_coordinator(folder / "data", database) as coordinator:
         api = BuildServer(coordinator)
         workflow = api.a_workflow([a_step(f"s{n}") for n in range(STEPS_OF_A_BUILD)])
         count = size.builds * STEPS_OF_A_BUILD
 
-        def ours() -> float:
+        def ours(how: str) -> float:
             made = [api.a_build(workflow) for _ in range(size.builds)]
             secrets = [api.a_runner_secret() for _ in range(size.runners)]
             say(f"{len(made)} builds of {STEPS_OF_A_BUILD} steps are waiting")
-            seconds = _drain(coordinator, count, size.slots, secrets)
+            seconds = _drain(coordinator, count, size.slots, secrets, how)
             if api.build(made[-1])["status"] != "SUCCESS":
                 raise RuntimeError("the last build has not succeeded")
             return count / seconds
 
-        steps_per_s, rows_per_s = in_turns(name, size.rounds, ours, lambda: rival(count))
+        figures = []
+        for how, name in names.items():
+            steps_per_s, rows_per_s = in_turns(name, size.rounds, partial(ours, how), partial(rival, count))
+            figures.append(_figure(name, steps_per_s, rows_per_s, goal))
         api.close()
+        return figures
+
+
+def _figure(name: str, steps_per_s: float, rows_per_s: float, goal: Goal) -> Figure:
     return Figure(
         name,
         f"{steps_per_s:,.0f}/s",
@@ -93,9 +103,7 @@ def _measure(
     )
 
 
-def _drain(
-    coordinator: Coordinator, count: int, slots: int, secrets: list[str], how: str = TOGETHER
-) -> float:
+def _drain(coordinator: Coordinator, count: int, slots: int, secrets: list[str], how: str) -> float:
     """Let client processes do all steps; the seconds from their first request to their last answer."""
     where = [coordinator.host, str(coordinator.port), str(slots), how]
     with ExitStack() as stack:

@@ -33,7 +33,9 @@ from shared.protocol import (
 )
 
 MOST_OUTPUTS_AT_ONCE = 50
+SUCCESS = "success"
 Reported = ReportedStart | ReportedCompletion
+Answered = StartAnswer | Completed | Refusal
 
 
 async def start(call: Call, step_id: str, proof: LeaseProof, said: Start) -> StartAnswer:
@@ -52,7 +54,7 @@ async def complete(call: Call, step_id: str, proof: LeaseProof | None, said: Com
         sealed = await _seal(call, step_id, proof, said)
         write = call.write if _takes_long(said, proof, sealed) else call.write_shortly
         verdict = await write(complete_step, site, call.caller, step_id, proof, said, sealed)
-    return _completed(call, step_id, said, verdict)
+    return _completed(call, step_id, said.status, verdict)
 
 
 async def answer_reports(call: Call) -> Response:
@@ -60,46 +62,45 @@ async def answer_reports(call: Call) -> Response:
     reports: Reports = call.body
     said: list[Reported] = [*reports.starts, *reports.completions]
     plain = await _take_plain(call, said)
-    answers = await asyncio.gather(
-        *(_answer(call, report, plain.get(place)) for place, report in enumerate(said))
-    )
+    others = [place for place in range(len(said)) if place not in plain]
+    alone = await asyncio.gather(*(_answer_alone(call, said[place]) for place in others))
+    answers = plain | dict(zip(others, alone, strict=True))
     count = len(reports.starts)
     return json_answer(
         ReportAnswers(
-            starts=[_start_report(answer) for answer in answers[:count]],
-            completions=[_completion_report(answer) for answer in answers[count:]],
+            starts=[_start_report(answers[place]) for place in range(count)],
+            completions=[_completion_report(answers[place]) for place in range(count, len(said))],
         )
     )
 
 
-async def _take_plain(call: Call, said: Sequence[Reported]) -> dict[int, StartAnswer | Verdict]:
+async def _take_plain(call: Call, said: Sequence[Reported]) -> dict[int, Answered]:
     """The answers of those that went together, by their place; nothing when that was refused."""
-    logs = await asyncio.gather(*(_seal_reported(call, report) for report in said))
+    logs = await _seal_each(call, said)
     told = {
-        place: Told(report.step_id, _proof(report), report, log)
-        for place, (report, log) in enumerate(zip(said, logs, strict=True))
-        if log is not None
+        place: Told(report.step_id, _proof(report), report, logs[place])
+        for place, report in enumerate(said)
+        if place in logs
     }
     if not told:
         return {}
     try:
-        return await call.write(take_reports, call.state.site, call.caller, told, weight=len(told))
+        taken = await call.write(take_reports, call.state.site, call.caller, told, weight=len(told))
     except CoordinatorError:
         return {}  # each is told by itself, and hears why
+    return {
+        place: _completed(call, told[place].step_id, SUCCESS, outcome)
+        if isinstance(outcome, Verdict)
+        else outcome
+        for place, outcome in taken.items()
+    }
 
 
-async def _answer(
-    call: Call, report: Reported, plain: StartAnswer | Verdict | None
-) -> StartAnswer | Completed | Refusal:
-    proof = _proof(report)
+async def _answer_alone(call: Call, report: Reported) -> Answered:
     try:
-        if isinstance(plain, StartAnswer):
-            return plain
         if isinstance(report, ReportedStart):
-            return await start(call, report.step_id, proof, report)
-        if isinstance(plain, Verdict):
-            return _completed(call, report.step_id, report, plain)
-        return await complete(call, report.step_id, proof, report)
+            return await start(call, report.step_id, _proof(report), report)
+        return await complete(call, report.step_id, _proof(report), report)
     except Exception as error:  # noqa: BLE001 - it is answered, and is no matter of the other reports
         return await call.refuse(error)
 
@@ -135,10 +136,20 @@ def _takes_long(said: Completion, proof: LeaseProof, sealed: SealedLog) -> bool:
     return is_log_ended or len(said.artifacts) > MOST_OUTPUTS_AT_ONCE
 
 
-async def _seal_reported(call: Call, report: Reported) -> SealedLog | None:
-    """The log of a completion; None where it cannot be sealed, so that the report is told by itself."""
-    if isinstance(report, ReportedStart):
-        return EMPTY_LOG
+async def _seal_each(call: Call, said: Sequence[Reported]) -> dict[int, SealedLog]:
+    """The logs by place, without those that cannot be sealed: their reports are told alone."""
+    needed = {
+        place: report
+        for place, report in enumerate(said)
+        if isinstance(report, ReportedCompletion) and report.log_size != 0
+    }
+    sealed = await asyncio.gather(*(_seal_if_possible(call, report) for report in needed.values()))
+    logs: dict[int, SealedLog | None] = dict.fromkeys(range(len(said)), EMPTY_LOG)
+    logs |= zip(needed, sealed, strict=True)
+    return {place: log for place, log in logs.items() if log is not None}
+
+
+async def _seal_if_possible(call: Call, report: ReportedCompletion) -> SealedLog | None:
     try:
         return await _seal(call, report.step_id, _proof(report), report)
     except CoordinatorError:
@@ -159,9 +170,9 @@ async def _seal(call: Call, step_id: str, proof: LeaseProof, said: Completion) -
     return SealedLog(size, digest)
 
 
-def _completed(call: Call, step_id: str, said: Completion, verdict: Verdict) -> Completed:
+def _completed(call: Call, step_id: str, status: str, verdict: Verdict) -> Completed:
     """The answer; who waits for something to do, or for the log, hears of it."""
-    call.state.tally.completions[said.status] += 1
+    call.state.tally.completions[status] += 1
     call.state.bell.ring(READY, log_topic(step_id))
     return Completed(
         success=verdict.is_same,
