@@ -31,7 +31,7 @@ def expire_leases(tx: Session, site: Site, *, now: datetime, since: datetime | N
 def _expire_claims(tx: Session, site: Site, *, now: datetime) -> int:
     before = now - timedelta(seconds=site.settings.claim_ttl)
     moved = 0
-    for step in steps.list_unacknowledged(tx, before=before, limit=BATCH):
+    for step in sorted(steps.list_unacknowledged(tx, before=before, limit=BATCH), key=steps.by_build):
         moved += requeue_claim(tx, site, SYSTEM, step, outcome="unclaimed", detail=None, now=now)
     return moved
 
@@ -40,6 +40,7 @@ def _expire_silent(tx: Session, site: Site, *, now: datetime) -> int:
     silent_since = now - timedelta(seconds=site.settings.lost_after)
     moved = 0
     exclusive_until = now - EXCLUSIVE_LOST_AFTER
-    for step in steps.list_silent(tx, before=silent_since, exclusive_until=exclusive_until, limit=BATCH):
+    silent = steps.list_silent(tx, before=silent_since, exclusive_until=exclusive_until, limit=BATCH)
+    for step in sorted(silent, key=steps.by_build):
         moved += lose_attempt(tx, site, step, now=now)
     return moved

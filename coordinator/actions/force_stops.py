@@ -24,9 +24,10 @@ def force_stops(tx: Session, site: Site, *, now: datetime, since: datetime | Non
     silent_since = now - UNREACHABLE_AFTER
     can_tell = silent_since >= (since or site.started_at)  # who was not listened to was not silent
     moved = 0
-    for step in stops.list_unstopped(
+    unstopped = stops.list_unstopped(
         tx, now=now, silent_since=silent_since if can_tell else None, limit=BATCH
-    ):
+    )
+    for step in sorted(unstopped, key=steps.by_build):
         moved += _force(tx, site, step, now=now)
     return moved
 

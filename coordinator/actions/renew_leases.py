@@ -65,7 +65,9 @@ def _answer(
     *,
     now: datetime,
 ) -> Orders:
-    named = steps.list_steps_by_id(tx, [report.step_id for report in reports])
+    step_ids = [report.step_id for report in reports]
+    steps.lock_steps(tx, step_ids)
+    named = steps.list_steps_by_id(tx, step_ids)
     found = {name: step for name, step in named.items() if runner.tenant_id in (None, step.tenant_id)}
     orders = [_order(tx, site, caller, found.get(report.step_id), report, now=now) for report in reports]
     alive = [order.step_id for order in orders if order.action is not Action.ABANDON]

@@ -59,7 +59,7 @@ _LOCK = Prepared(
         BUILDS.c.project_id,
     )
     .where(_IS_IT)
-    .with_for_update()
+    .with_for_update(key_share=True)
 )
 _LOCK_OF = Prepared(
     core_select(BUILDS.c.id)
@@ -67,13 +67,13 @@ _LOCK_OF = Prepared(
         BUILDS.c.id
         == core_select(_STEPS.c.build_id).where(_STEPS.c.id == given(_STEPS.c.id)).scalar_subquery()
     )
-    .with_for_update()
+    .with_for_update(key_share=True)
 )
 _LOCK_EACH_OF = Prepared(
     core_select(BUILDS.c.id)
     .where(BUILDS.c.id.in_(core_select(_STEPS.c.build_id).where(given_any(_STEPS.c.id))))
     .order_by(BUILDS.c.id)
-    .with_for_update()
+    .with_for_update(key_share=True)
 )
 _BY_ID = Prepared(core_select(BUILDS).where(given_any(BUILDS.c.id)))
 _BEGIN_SOURCES, _BEGIN_TARGET = BUILD_TRANSITIONS[BuildEvent.BEGIN]
@@ -85,7 +85,11 @@ _BEGIN = Prepared(
 
 
 def lock_build(tx: Session, build_id: str) -> Found:
-    """Hold the build until the transaction ends: always before any of its steps is settled."""
+    """Hold the build until the transaction ends: always before any of its steps is settled.
+
+    Rows that only refer to it can be written meanwhile: who changes one of its steps twice asks whether
+    there is such a build, and would wait for who holds it and waits for the step.
+    """
     row = _LOCK.first(tx, {"the_id": build_id})
     if row is None:
         raise NotFound("no such build")
@@ -93,7 +97,7 @@ def lock_build(tx: Session, build_id: str) -> Found:
 
 
 def lock_builds_of(tx: Session, step_ids: Sequence[str]) -> None:
-    """`lock_build_of` for several steps: each build once, in the one order in which everybody takes them."""
+    """`lock_build_of` for several steps: each build once, in the order of their ids."""
     _LOCK_EACH_OF.all(tx, {"any_id": step_ids})
 
 

@@ -311,7 +311,9 @@ class GivenList(TypeDecorator[Sequence[Any]]):
         self.item = item
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        return Text() if dialect.name == "sqlite" else ARRAY(self.item)
+        if dialect.name == "sqlite":
+            return Text()
+        return ARRAY(Text() if isinstance(self.item, String) else self.item)  # nothing is cut to a length
 
     def process_bind_param(self, value: Sequence[Any] | None, dialect: Dialect) -> Any:
         given = list(value or ())

@@ -5,6 +5,7 @@ It still builds these and says how each value is written and read; only the runn
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC
 from functools import lru_cache
 from typing import Any
 
@@ -179,7 +180,11 @@ def _filler(
 def _writer(kind: TypeEngine[Any], dialect: Dialect) -> Processor | None:
     """How a value of this kind is handed over; the same few moments come again and again."""
     process = kind.dialect_impl(dialect).bind_processor(dialect)
-    return lru_cache(MOMENTS)(process) if process is not None and isinstance(kind, UtcDateTime) else process
+    if process is None or not isinstance(kind, UtcDateTime):
+        return process
+    known = lru_cache(MOMENTS)(process)
+    # in one zone, as moments of another are equal also where its clocks are set back
+    return lambda moment: process(None) if moment is None else known(moment.astimezone(UTC))
 
 
 def _columns(statement: Any) -> list[ColumnElement[Any]]:

@@ -23,6 +23,7 @@ from sqlmodel import Session
 
 from coordinator.errors import NotFound
 from coordinator.rules.transitions import STEP_TRANSITIONS, StepEvent
+from coordinator.store.lane_session import needs_locks
 from coordinator.store.prepared import Found, Prepared
 from coordinator.store.rounds import IS_LATEST
 from coordinator.store.statements import alike, among, as_new, given, given_any, new_values
@@ -41,6 +42,9 @@ _OF_BUILD = STEPS.c.build_id == given(STEPS.c.build_id)
 _FIND = Prepared(select(STEPS).where(_IS_IT))
 _LIST = select(STEPS).where(_OF_BUILD, IS_LATEST).order_by(STEPS.c.position)
 _BY_ID = Prepared(select(STEPS).where(given_any(STEPS.c.id)))
+_LOCK_EACH = Prepared(
+    select(STEPS.c.id).where(given_any(STEPS.c.id)).order_by(STEPS.c.id).with_for_update(key_share=True)
+)
 _COUNT_STATES = Prepared(
     select(STEPS.c.state, func.count().label("count")).where(_OF_BUILD).group_by(STEPS.c.state)
 )
@@ -314,6 +318,17 @@ def touch_steps(tx: Session, step_ids: Sequence[str], runner_id: str, *, now: da
     """These attempts were heard of: acknowledged if they were not, and alive."""
     which = {"any_id": list(step_ids), "the_runner_id": runner_id}
     tx.connection().execute(_TOUCH, which | as_new({"last_seen_at": now}))
+
+
+def lock_steps(tx: Session, step_ids: Sequence[str]) -> None:
+    """Hold these steps until the transaction ends, taken in the order of their ids."""
+    if needs_locks(tx):
+        _LOCK_EACH.all(tx, {"any_id": step_ids})
+
+
+def by_build(step: Any) -> tuple[str, str]:
+    """The order in which who holds several builds takes them, step by step."""
+    return step.build_id, step.id
 
 
 def list_steps_by_id(tx: Session, step_ids: Sequence[str]) -> dict[str, Found]:
