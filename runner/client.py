@@ -251,9 +251,20 @@ class Client:
             raise Unreachable(f"{paths.REPORTS} did not answer each report")
         begun, ended = iter(answers.starts), iter(answers.completions)
         return [
-            _outcome(report, next(begun) if isinstance(report.said, Start) else next(ended))
+            self._outcome(report, next(begun) if isinstance(report.said, Start) else next(ended))
             for report in reports
         ]
+
+    def _outcome(self, report: Report, answer: StartReport | CompletionReport) -> Answered | Exception:
+        if answer.answer is not None:
+            return answer.answer
+        what = f"the report of step {report.proof.step_id} was answered {answer.status}"
+        refused = answer.refused
+        if answer.status < 500 and answer.status not in _TRANSIENT and refused is not None:
+            return _meaning(answer.status, refused.model_dump(exclude_none=True), what)
+        wished = refused.retry_after if refused is not None else None
+        wished_s = None if wished is None else min(float(wished), MAX_RETRY_AFTER_S)
+        return Unreachable(what, retry_after_s=wished_s, is_back=self._watch_for_return())
 
     def cleaned(self, proof: Proof, said: Cleaned) -> None:
         self._send(
@@ -362,15 +373,6 @@ def _expect(model: type[M], answer: Answered) -> M:
 def _told(report: Report) -> dict[str, Any]:
     proof = {"step_id": report.proof.step_id, "attempt": report.proof.attempt, "lease": report.proof.lease}
     return {name: getattr(report.said, name) for name in report.said.model_fields_set} | proof
-
-
-def _outcome(report: Report, answer: StartReport | CompletionReport) -> Answered | Exception:
-    if answer.answer is not None:
-        return answer.answer
-    what = f"the report of step {report.proof.step_id} was answered {answer.status}"
-    if answer.status >= 500 or answer.status in _TRANSIENT or answer.refused is None:
-        return Unreachable(what)
-    return _meaning(answer.status, answer.refused.model_dump(exclude_none=True), what)
 
 
 def _json(answer: httpx.Response) -> dict[str, Any]:

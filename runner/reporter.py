@@ -3,18 +3,20 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import structlog
 
-from runner.errors import Refused, RunnerError, Unreachable
+from runner.errors import Refused, Unreachable
 from runner.proof import Proof
 from shared.protocol import MAX_REPORTS, Completed, Completion, Start, StartAnswer
 
 log = structlog.get_logger()
 
 MOST_UNDER_WAY = 4
-MOST_OUTPUTS_TOGETHER = 50
+MOST_OUTPUTS_TOGETHER = 10
+MOST_LOG_TOGETHER = 8 * 1024 * 1024  # the coordinator reads and forces to its disk the whole log of each
 LOOK_S = 1.0
 METHOD_NOT_ALLOWED = 405
 
@@ -30,6 +32,7 @@ class Report:
     said: Said
     outcome: Answered | Exception | None = None
     is_under_way: bool = False
+    goes_alone: bool = False
 
 
 class Reporter:
@@ -48,66 +51,72 @@ class Reporter:
         self._turn = threading.Condition()
         self._waiting: deque[Report] = deque()
         self._under_way = 0
-        self._most_together = MAX_REPORTS
+        self._takes_several = True  # until a coordinator of an older version says otherwise
 
     def tell(self, proof: Proof, said: Said) -> Answered:
         """The coordinator's answer. Raises what the report's own request would have raised."""
-        if isinstance(said, Completion) and len(said.artifacts) > MOST_OUTPUTS_TOGETHER:
-            return self._send_one(proof, said)  # others should not wait for so much
-        report = Report(proof, said)
-        with self._turn:
-            self._waiting.append(report)
-        while report.outcome is None:
+        report = Report(proof, said, goes_alone=not self._takes_several or _takes_long(said))
+        if not report.goes_alone:
+            with self._turn:
+                self._waiting.append(report)
+        while report.outcome is None and not report.goes_alone:
             if group := self._wait_for_turn(report):
                 self._send(group)
+        if report.goes_alone:
+            return self._send_one(proof, said)
         if isinstance(report.outcome, Exception):
             raise report.outcome
+        assert report.outcome is not None  # noqa: S101 - as the loop above has ended
         return report.outcome
 
     def _wait_for_turn(self, report: Report) -> list[Report]:
         """What this thread is to send now; nothing when another one has sent its report, or is at it."""
         with self._turn:
-            if report.outcome is not None:
+            if report.outcome is not None or report.goes_alone:
                 return []
             if report.is_under_way or self._under_way >= MOST_UNDER_WAY:
                 self._turn.wait(LOOK_S)
                 return []
-            group = [self._waiting.popleft() for _ in range(min(self._most_together, len(self._waiting)))]
+            group = [self._waiting.popleft() for _ in range(min(MAX_REPORTS, len(self._waiting)))]
             for one in group:
                 one.is_under_way = True
             self._under_way += 1
             return group
 
     def _send(self, group: Sequence[Report]) -> None:
-        """Send them, and let everybody have what came of it."""
+        """Send them, and let everybody have what came of it; where nothing did, each goes alone."""
         outcomes: Sequence[Answered | Exception] = ()
         try:
-            outcomes = self._sent_alone(group) if len(group) == 1 else self._sent_together(group)
+            outcomes = self._sent_by_itself(group[0]) if len(group) == 1 else self._sent_together(group)
         finally:
             with self._turn:
                 self._under_way -= 1
                 for place, report in enumerate(group):
-                    lost = Unreachable("the thread that sent this report has ended")
-                    report.outcome = outcomes[place] if place < len(outcomes) else lost
+                    report.outcome = outcomes[place] if place < len(outcomes) else None
+                    report.goes_alone = report.outcome is None
                 self._turn.notify_all()
 
-    def _sent_alone(self, group: Sequence[Report]) -> list[Answered | Exception]:
-        outcomes: list[Answered | Exception] = []
-        for report in group:
-            try:
-                outcomes.append(self._send_one(report.proof, report.said))
-            except Exception as error:  # noqa: BLE001 - whatever it is, it is raised where the report is told
-                outcomes.append(error)
-        return outcomes
+    def _sent_by_itself(self, report: Report) -> list[Answered | Exception]:
+        try:
+            return [self._send_one(report.proof, report.said)]
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised where the report is told
+            return [error]
 
     def _sent_together(self, group: Sequence[Report]) -> Sequence[Answered | Exception]:
+        """Nothing when they were refused as a whole, which says nothing of any of them."""
         try:
             return self._send_all(group)
         except Unreachable as error:
-            return [error] * len(group)
-        except RunnerError as error:
-            # refused as a whole it says nothing of any of them: each has to be told by itself
+            return [copy(error) for _ in group]
+        except Exception as error:  # noqa: BLE001 - each of them is told by itself, and hears why
             if isinstance(error, Refused) and error.status == METHOD_NOT_ALLOWED:
-                self._most_together = 1  # a coordinator of an older version
+                self._takes_several = False
             log.warning("reports_not_taken_together", count=len(group), cause=str(error))
-            return self._sent_alone(group)
+            return []
+
+
+def _takes_long(said: Said) -> bool:
+    """Others should not wait for so much."""
+    if isinstance(said, Start):
+        return False
+    return len(said.artifacts) > MOST_OUTPUTS_TOGETHER or (said.log_size or 0) > MOST_LOG_TOGETHER

@@ -5,11 +5,12 @@ its attempt and lease in headers. All durations come from the coordinator, in se
 """
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from shared.ids import canonical_id
 from shared.reasons import Reason
 
 PROTOCOL_VERSION = 1
@@ -18,7 +19,7 @@ MAX_AGE_S = 366 * 24 * 3600
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Label = Annotated[str, Field(min_length=1, max_length=64)]
 RequestId = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
-StepId = Annotated[str, Field(min_length=1, max_length=64)]
+StepId = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(canonical_id)]
 Size = Annotated[int, Field(ge=0, le=2**53)]
 
 
@@ -344,11 +345,22 @@ class ReportedCompletion(Completion):
     lease: Annotated[str, Field(max_length=128)]
 
 
+R = TypeVar("R", ReportedStart, ReportedCompletion)
+
+
+def _once(reports: list[R]) -> list[R]:
+    if len({report.step_id for report in reports}) < len(reports):
+        raise ValueError("must name each step at most once")
+    return reports
+
+
 class Reports(Message):
     """What a runner has to tell of several of its attempts; each counts by itself, as if it came alone."""
 
-    starts: Annotated[list[ReportedStart], Field(max_length=MAX_REPORTS)] = []
-    completions: Annotated[list[ReportedCompletion], Field(max_length=MAX_REPORTS)] = []
+    starts: Annotated[list[ReportedStart], Field(max_length=MAX_REPORTS), AfterValidator(_once)] = []
+    completions: Annotated[
+        list[ReportedCompletion], Field(max_length=MAX_REPORTS), AfterValidator(_once)
+    ] = []
 
 
 class RefusedDetail(Reply):
@@ -364,6 +376,7 @@ class Refused(Reply):
     details: list[RefusedDetail] = []
     size: int | None = None
     limit: int | None = None
+    retry_after: Annotated[int | None, Field(ge=0, description="Seconds, as in the header")] = None
 
 
 class StartReport(Reply):

@@ -39,6 +39,7 @@ def take_reports(
     step_ids = list({told.step_id for told in reports.values()})
     if needs_locks(tx):
         builds.lock_builds_of(tx, step_ids)
+        steps.lock_steps(tx, step_ids)
     found = steps.list_steps_by_id(tx, step_ids)
     starts: dict[int, tuple[Any, Start]] = {}
     completions: dict[int, tuple[Any, Completion, SealedLog]] = {}

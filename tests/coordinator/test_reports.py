@@ -1,22 +1,34 @@
 """Several starts and completions in one request: each counts, and is answered, as if it had come alone."""
 
 import hashlib
+import itertools
 import re
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from sqlalchemy import update
+from sqlmodel import Session
 
+from coordinator.actions import start_step as start_module
+from coordinator.actions import take_reports as reports_module
 from coordinator.actions.complete_step import Verdict
 from coordinator.actions.leased_step import LeaseProof
 from coordinator.actions.release_step import release_step
+from coordinator.actions.renew_leases import renew_leases
 from coordinator.actions.take_reports import Told, take_reports
+from coordinator.errors import Unavailable
+from coordinator.store import lanes as lanes_module
+from coordinator.store.log_files import LogFiles
 from coordinator.store.prepared import _Compiled
+from coordinator.store.steps import STEPS, touch_steps
 from shared.ids import new_id
-from shared.protocol import Completion, Start, StartAnswer
-from tests.factories import ON_SQLITE, Api, Held, HeldOverHttp, Mill, a_spec, a_step, together
+from shared.protocol import Completion, Heartbeat, Phase, Start, StartAnswer
+from tests.factories import ON_POSTGRES, ON_SQLITE, Api, Held, HeldOverHttp, Mill, a_spec, a_step, together
 
 LOG = b"hello\n"
 DIGEST = hashlib.sha256(LOG).hexdigest()
@@ -320,6 +332,7 @@ def test_who_speaks_of_what_others_hold_is_written_down(api: Api, mill: Mill) ->
         ({"starts": [{"stepId": "a", "lease": "x"}]}, "starts[0].attempt"),
         ({"starts": [{"stepId": "a", "attempt": 0, "lease": "x"}]}, "starts[0].attempt"),
         ({"starts": [{"stepId": "a", "attempt": 1, "lease": "x" * 129}]}, "starts[0].lease"),
+        ({"starts": [{"stepId": "a", "attempt": number, "lease": "x"} for number in (1, 2)]}, "starts"),
         ({"reports": []}, "reports"),
         ([], "body"),
     ],
@@ -404,3 +417,162 @@ def test_what_is_named_is_found_without_a_walk_along_the_queue(
     repeated = [plan for sql, plan in plans.items() if "steps.request_id = " in sql]
     assert "ix_steps_runner (runner_id=? AND state=?)" in repeated[0]
     assert not [plan for plan in plans.values() if re.search(r"SCAN (steps|builds|step_attempts)\b", plan)]
+
+
+def test_what_breaks_one_report_breaks_no_other(api: Api, mill: Mill) -> None:
+    runner = api.a_runner()
+    good = [Situation(started(api, runner), "complete", SUCCESS) for _ in range(3)]
+    broken = with_log(started(api, runner))
+    step = mill.step(broken.step_id)
+    path = mill.site.logs.path(step.build_id, step.id, step.attempt)
+    path.unlink()
+    path.mkdir()
+    bad = Situation(broken, "complete", {"status": "success", "logSize": len(LOG)})
+
+    answers = tell_together(api, runner, [*good, bad])
+
+    assert [status for status, _ in answers] == [200, 200, 200, 500]
+    assert answers[3][1]["code"] == "internal"
+
+
+def test_an_error_that_nobody_foresaw_leaves_each_to_itself(api: Api, mill: Mill) -> None:
+    runner = api.a_runner()
+    held = [started(api, runner) for _ in range(3)]
+    mill.tx(
+        lambda tx: tx.connection().execute(
+            update(STEPS).where(STEPS.c.id == held[0].step_id).values(spec={"timeoutSeconds": 1})
+        )
+    )
+
+    answers = tell_together(api, runner, [Situation(one, "complete", SUCCESS) for one in held])
+
+    assert [status for status, _ in answers] == [500, 200, 200]
+
+
+def test_a_log_is_read_once_for_its_completion(api: Api, mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = api.a_runner()
+    told_of = {
+        "plain": {"status": "success", "logSize": len(LOG)},
+        "not what it seemed": {"status": "success", "logSize": len(LOG), "exitCode": 0, "artifacts": [FILE]},
+        "failed": {"status": "failed", "logSize": len(LOG)},
+    }
+    held = [Situation(with_log(started(api, runner)), "complete", said) for said in told_of.values()]
+    seals: list[Any] = []
+    seal = LogFiles.seal
+    monkeypatch.setattr(LogFiles, "seal", lambda *known: (seals.append(known), seal(*known))[1])
+
+    answers = tell_together(api, runner, held)
+
+    assert [status for status, _ in answers] == [200, 409, 200]
+    assert len(seals) == 3
+
+
+def test_an_id_in_capitals_is_the_same_step(api: Api) -> None:
+    runner = api.a_runner()
+    held = api.an_acquired_step(None, runner)
+    said = reports_of([Situation(held, "start", {})])
+    said["starts"][0]["stepId"] = held.step_id.upper()
+
+    answer = api.client.post("/api/runner/reports", json=said, headers=runner)
+
+    assert [one["status"] for one in answer.json()["starts"]] == [200]
+
+
+def test_a_refusal_says_when_to_come_again(api: Api, mill: Mill, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = api.a_runner()
+    (held,) = [api.an_acquired_step(None, runner)]
+
+    def unavailable(*_: Any, **__: Any) -> None:
+        raise Unavailable("the database is away")
+
+    monkeypatch.setattr(start_module, "hold_leased_step", unavailable)
+    monkeypatch.setattr(reports_module.steps, "list_steps_by_id", unavailable)
+
+    answer = api.client.post(
+        "/api/runner/reports", json=reports_of([Situation(held, "start", {})]), headers=runner
+    )
+
+    (report,) = answer.json()["starts"]
+    assert (report["status"], report["refused"]["retryAfter"]) == (503, 1)
+
+
+@pytest.fixture
+def repeated(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Why transactions had to be run again."""
+    found: list[str] = []
+    may_be_retried = lanes_module.may_be_retried
+
+    def listen(error: Any) -> bool:
+        if may_be_retried(error):
+            found.append(str(error.orig))
+        return may_be_retried(error)
+
+    monkeypatch.setattr(lanes_module, "may_be_retried", listen)
+    return found
+
+
+@ON_POSTGRES
+def test_several_steps_are_held_in_the_order_of_their_ids(mill: Mill, repeated: list[str]) -> None:
+    runner = mill.a_runner()
+    running, claimed = mill.a_running_step(runner=runner), mill.an_acquired_step(runner=runner)
+    assert running.step_id < claimed.step_id
+    has_first = threading.Event()
+
+    def touch_both(tx: Session) -> None:
+        """As a heartbeat does, and slowly."""
+        touch_steps(tx, [running.step_id], runner.id, now=mill.clock())
+        has_first.set()
+        time.sleep(0.5)
+        touch_steps(tx, [claimed.step_id], runner.id, now=mill.clock())
+
+    def tell_both() -> int:
+        assert has_first.wait(10)
+        # starts are recorded before completions
+        reports = {0: told(claimed, Start()), 1: told(running, Completion(status="success", log_size=0))}
+        return len(mill.now(take_reports, mill.site, runner.caller, reports))
+
+    outcomes = together(lambda: mill.tx(touch_both), tell_both)
+
+    assert outcomes == [None, 2]
+    assert repeated == []
+
+
+@ON_POSTGRES
+def test_heartbeats_starts_and_ends_of_the_same_steps_never_wait_for_each_other_in_a_circle(
+    mill: Mill, repeated: list[str]
+) -> None:
+    runner = mill.a_runner()
+    mill.a_build(a_spec(**{f"s{n}": [] for n in range(40)}))
+    held = mill.acquire(runner, slots=40)
+    is_over = threading.Event()
+
+    def beat() -> None:
+        for phase in itertools.cycle((Phase.RUNNING, Phase.UPLOADING)):
+            if is_over.is_set():
+                return
+            said = [one.report(phase) for one in held]
+            mill.now(renew_leases, mill.site, runner.caller, Heartbeat(session=runner.session, attempts=said))
+
+    def tell(said: Start | Completion, some: Sequence[Held]) -> None:
+        first, second = {0: told(some[0], said), 1: told(some[1], said)}, some[2:]
+        group = mill.now(take_reports, mill.site, runner.caller, first)
+        assert len(group) == 2
+        for one in second:
+            if isinstance(said, Start):
+                mill.start(one)
+            else:
+                mill.complete(one)
+
+    beating = threading.Thread(target=beat)
+    beating.start()
+    try:
+        for at in range(0, 40, 8):
+            parts = [held[at + 3 : at - 1 if at else None : -1], held[at + 4 : at + 8]]
+            for said in (Start(), Completion(status="success", log_size=0)):
+                together(*[lambda part=part, said=said: tell(said, part) for part in parts])
+    finally:
+        is_over.set()
+        beating.join(30)
+
+    assert repeated == []
+    assert {str(mill.step(one.step_id).state) for one in held} == {"succeeded"}

@@ -1,9 +1,10 @@
 """What a runner tells of its attempts: that one starts, that one is over, or both of several at once."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import structlog
 from starlette.responses import Response
 
 from coordinator.actions.append_log import forget_log
@@ -16,7 +17,7 @@ from coordinator.api.build_server.shapes import STEP_STATUS
 from coordinator.api.endpoint import Call, json_answer
 from coordinator.api.problems import Refusal
 from coordinator.bell import READY, log_topic
-from coordinator.errors import CoordinatorError, LogIncomplete
+from coordinator.errors import LogIncomplete
 from shared.protocol import (
     Completed,
     Completion,
@@ -33,7 +34,9 @@ from shared.protocol import (
 )
 
 MOST_OUTPUTS_AT_ONCE = 50
+OUTPUTS_OF_AN_ACTION = 10  # so many rows take about as long as a usual action
 SUCCESS = "success"
+log = structlog.get_logger()
 Reported = ReportedStart | ReportedCompletion
 Answered = StartAnswer | Completed | Refusal
 
@@ -45,13 +48,18 @@ async def start(call: Call, step_id: str, proof: LeaseProof, said: Start) -> Sta
     return await write(start_step, call.state.site, call.caller, step_id, proof, said)
 
 
-async def complete(call: Call, step_id: str, proof: LeaseProof | None, said: Completion) -> Completed:
-    """One attempt is over; without a proof, the step of a caller that holds no lease."""
+async def complete(
+    call: Call, step_id: str, proof: LeaseProof | None, said: Completion, sealed: SealedLog | None = None
+) -> Completed:
+    """One attempt is over; without a proof, the step of a caller that holds no lease.
+
+    `sealed` is its log, where that is known already.
+    """
     site = call.state.site
     if proof is None:
         verdict = await call.write(complete_bare_step, site, call.caller, step_id, said)
     else:
-        sealed = await _seal(call, step_id, proof, said)
+        sealed = sealed or await _seal(call, step_id, proof, said)
         write = call.write if _takes_long(said, proof, sealed) else call.write_shortly
         verdict = await write(complete_step, site, call.caller, step_id, proof, said, sealed)
     return _completed(call, step_id, said.status, verdict)
@@ -61,10 +69,11 @@ async def answer_reports(call: Call) -> Response:
     """Each report as if it had come alone, and what is plain in one transaction."""
     reports: Reports = call.body
     said: list[Reported] = [*reports.starts, *reports.completions]
-    plain = await _take_plain(call, said)
-    others = [place for place in range(len(said)) if place not in plain]
-    alone = await asyncio.gather(*(_answer_alone(call, said[place]) for place in others))
-    answers = plain | dict(zip(others, alone, strict=True))
+    logs = await _seal_plain(call, said)
+    answers = await _take_plain(call, said, logs)
+    others = [place for place in range(len(said)) if place not in answers]
+    alone = await asyncio.gather(*(_answer_alone(call, said[place], logs.get(place)) for place in others))
+    answers |= zip(others, alone, strict=True)
     count = len(reports.starts)
     return json_answer(
         ReportAnswers(
@@ -74,20 +83,21 @@ async def answer_reports(call: Call) -> Response:
     )
 
 
-async def _take_plain(call: Call, said: Sequence[Reported]) -> dict[int, Answered]:
-    """The answers of those that went together, by their place; nothing when that was refused."""
-    logs = await _seal_each(call, said)
+async def _take_plain(
+    call: Call, said: Sequence[Reported], logs: Mapping[int, SealedLog]
+) -> dict[int, Answered]:
+    """The answers of those that went together, by their place; nothing when that came to nothing."""
     told = {
-        place: Told(report.step_id, _proof(report), report, logs[place])
-        for place, report in enumerate(said)
-        if place in logs
+        place: Told(said[place].step_id, _proof(said[place]), said[place], sealed)
+        for place, sealed in logs.items()
     }
     if not told:
         return {}
     try:
-        taken = await call.write(take_reports, call.state.site, call.caller, told, weight=len(told))
-    except CoordinatorError:
-        return {}  # each is told by itself, and hears why
+        taken = await call.write(take_reports, call.state.site, call.caller, told, weight=_weight_of(said))
+    except Exception as error:  # noqa: BLE001 - each is told by itself, and hears why
+        log.info("reports_not_taken_together", count=len(told), cause=str(error))
+        return {}
     return {
         place: _completed(call, told[place].step_id, SUCCESS, outcome)
         if isinstance(outcome, Verdict)
@@ -96,11 +106,16 @@ async def _take_plain(call: Call, said: Sequence[Reported]) -> dict[int, Answere
     }
 
 
-async def _answer_alone(call: Call, report: Reported) -> Answered:
+def _weight_of(said: Sequence[Reported]) -> int:
+    outputs = sum(len(report.artifacts) for report in said if isinstance(report, ReportedCompletion))
+    return len(said) + outputs // OUTPUTS_OF_AN_ACTION
+
+
+async def _answer_alone(call: Call, report: Reported, sealed: SealedLog | None) -> Answered:
     try:
         if isinstance(report, ReportedStart):
             return await start(call, report.step_id, _proof(report), report)
-        return await complete(call, report.step_id, _proof(report), report)
+        return await complete(call, report.step_id, _proof(report), report, sealed)
     except Exception as error:  # noqa: BLE001 - it is answered, and is no matter of the other reports
         return await call.refuse(error)
 
@@ -123,7 +138,14 @@ def _completion_report(answer: Any) -> CompletionReport:
 
 def _refused(refusal: Refusal) -> Refused:
     details = [RefusedDetail(path=fault.path, reason=fault.reason) for fault in refusal.details]
-    return Refused(error=refusal.sentence, code=refusal.code, details=details, **refusal.extra)
+    wished = refusal.headers.get("Retry-After")
+    return Refused(
+        error=refusal.sentence,
+        code=refusal.code,
+        details=details,
+        retry_after=int(wished) if wished else None,
+        **refusal.extra,
+    )
 
 
 def _takes_long(said: Completion, proof: LeaseProof, sealed: SealedLog) -> bool:
@@ -136,23 +158,32 @@ def _takes_long(said: Completion, proof: LeaseProof, sealed: SealedLog) -> bool:
     return is_log_ended or len(said.artifacts) > MOST_OUTPUTS_AT_ONCE
 
 
-async def _seal_each(call: Call, said: Sequence[Reported]) -> dict[int, SealedLog]:
-    """The logs by place, without those that cannot be sealed: their reports are told alone."""
-    needed = {
-        place: report
-        for place, report in enumerate(said)
-        if isinstance(report, ReportedCompletion) and report.log_size != 0
-    }
+async def _seal_plain(call: Call, said: Sequence[Reported]) -> dict[int, SealedLog]:
+    """The logs, by place, of the reports that may go together; of a start it is empty."""
+    logs: dict[int, SealedLog | None] = {}
+    needed: dict[int, ReportedCompletion] = {}
+    for place, report in enumerate(said):
+        if isinstance(report, ReportedStart) or (_may_be_plain(report) and report.log_size == 0):
+            logs[place] = EMPTY_LOG
+        elif _may_be_plain(report):
+            needed[place] = report
     sealed = await asyncio.gather(*(_seal_if_possible(call, report) for report in needed.values()))
-    logs: dict[int, SealedLog | None] = dict.fromkeys(range(len(said)), EMPTY_LOG)
     logs |= zip(needed, sealed, strict=True)
-    return {place: log for place, log in logs.items() if log is not None}
+    return {place: found for place, found in logs.items() if found is not None}
+
+
+def _may_be_plain(report: ReportedCompletion) -> bool:
+    """Of what can be seen before its step is: the rest is told by itself."""
+    is_whole = report.log_size is not None and not report.log_gap
+    return report.status == SUCCESS and is_whole and len(report.artifacts) <= MOST_OUTPUTS_AT_ONCE
 
 
 async def _seal_if_possible(call: Call, report: ReportedCompletion) -> SealedLog | None:
+    """None when it cannot be sealed: told by itself the report hears why."""
     try:
         return await _seal(call, report.step_id, _proof(report), report)
-    except CoordinatorError:
+    except Exception as error:  # noqa: BLE001 - as it says above
+        log.info("log_not_sealed", step=report.step_id, cause=str(error))
         return None
 
 
