@@ -227,9 +227,11 @@ def test_a_second_request_on_a_connection_has_the_same_deadline(port: int) -> No
 @pytest.mark.threat("F07")
 def test_two_hundred_slow_senders_do_not_keep_a_request_waiting(port: int) -> None:
     with contextlib.ExitStack() as open_sockets:
-        crowd = [open_sockets.enter_context(connect(port)) for _ in range(200)]
-        for sock in crowd:
-            sock.sendall(PLAIN[:-2])
+        crowd = []
+        for _ in range(200):
+            sock = open_sockets.enter_context(connect(port))
+            sock.sendall(PLAIN[:-2])  # before the next: who sends to a closed door does not see its answer
+            crowd.append(sock)
 
         waited = seconds_of(lambda: exchange(port, PLAIN, until=b"hello"))
 
