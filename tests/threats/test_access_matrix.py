@@ -67,6 +67,8 @@ NAMED = {
     ("ExecutionQuery", "project_id"): "project",
     ("ProjectCreate", "account_id"): "account",
     ("ProjectPatch", "default_workflow_id"): "workflow",
+    ("ReportedCompletion", "step_id"): "step",
+    ("ReportedStart", "step_id"): "step",
     ("TenantQuery", "account"): "account",
     ("TicketIn", "build_id"): "build",
 }
@@ -81,6 +83,7 @@ INSTEAD_OF_404 = {
     ("change_project", "default_workflow_id"): 400,
     ("execution_change_project", "default_workflow_id"): 400,
     ("put_blob", "sha256"): 422,
+    ("answer_reports", "step_id"): 200,
     ("heartbeat", "step_id"): 200,
     ("resume", "step_id"): 200,
 }
@@ -125,6 +128,11 @@ BODIES: dict[str, Callable[[Ids], Any]] = {
     "RefreshIn": lambda _: {"refresh_token": "not known"},
     "Registration": lambda _: {"name": "a machine"},
     "Release": lambda _: {"reason": "not today"},
+    "Reports": lambda ids: {
+        "starts": [_told(ids)],
+        # refused where it is one's own, as others need the step to run on
+        "completions": [{**_told(ids), "status": "success", "exitCode": 3}],
+    },
     "Resume": lambda ids: {"session": ids["session"], "attempts": [_report(ids)]},
     "SecretPut": lambda _: {"value": "not to be told"},
     "SourceResolved": lambda _: {"commit": "0" * 40},
@@ -146,8 +154,11 @@ QUERIES: dict[str, Callable[[Ids], dict[str, Any]]] = {
 
 
 def _report(ids: Ids) -> dict[str, Any]:
-    proof = {"attempt": int(ids["attempt"]), "lease": ids["lease"]}
-    return {"stepId": ids["step"], "phase": "running", **proof}
+    return {**_told(ids), "phase": "running"}
+
+
+def _told(ids: Ids) -> dict[str, Any]:
+    return {"stepId": ids["step"], "attempt": int(ids["attempt"]), "lease": ids["lease"]}
 
 
 @dataclass(frozen=True)
