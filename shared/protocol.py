@@ -198,12 +198,17 @@ class StartAnswer(Reply):
     grace_s: int
 
 
-class AttemptReport(Message):
-    """What a runner holds right now."""
+class Proven(Message):
+    """One attempt, and the lease under which the runner has it."""
 
     step_id: StepId
     attempt: Annotated[int, Field(ge=1, le=2**31 - 1)]
     lease: Annotated[str, Field(max_length=128)]
+
+
+class AttemptReport(Proven):
+    """What a runner holds right now."""
+
     phase: Phase
     log_size: Size = 0
 
@@ -329,20 +334,12 @@ class Completed(Reply):
     build_complete: Annotated[bool, Field(description="Whether all steps in the build are complete")]
 
 
-class ReportedStart(Start):
+class ReportedStart(Proven, Start):
     """A `Start`, with the proof that its own request would have in its headers."""
 
-    step_id: StepId
-    attempt: Annotated[int, Field(ge=1, le=2**31 - 1)]
-    lease: Annotated[str, Field(max_length=128)]
 
-
-class ReportedCompletion(Completion):
+class ReportedCompletion(Proven, Completion):
     """A `Completion`, with the proof that its own request would have in its headers."""
-
-    step_id: StepId
-    attempt: Annotated[int, Field(ge=1, le=2**31 - 1)]
-    lease: Annotated[str, Field(max_length=128)]
 
 
 R = TypeVar("R", ReportedStart, ReportedCompletion)

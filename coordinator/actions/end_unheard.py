@@ -55,15 +55,8 @@ def close_unheard(tx: Session, step: Any, whole: int, *, now: datetime, **ended:
     """
     if whole > step.log_size:
         logs.insert_append(tx, step, offset=step.log_size, length=whole - step.log_size, now=now)
-    attempts.end_attempt(
-        tx,
-        step.id,
-        step.attempt,
-        has_gap=_may_lack_bytes(step),
-        finished_at=now,
-        log_size=whole,
-        **ended,
-    )
+    facts = {"finished_at": now, "log_size": whole, **ended}
+    attempts.end_each(tx, [(step, facts)], has_gap=_may_lack_bytes(step))
 
 
 def close_log_before(tx: Session, site: Site, step: Any, *, now: datetime) -> None:

@@ -1,11 +1,11 @@
 """The history of attempts: opened by a claim, ended once."""
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Update, bindparam, case, insert, select, update
+from sqlalchemy import Update, case, insert, select, update
 from sqlalchemy.engine import Row
 from sqlmodel import Session
 
@@ -17,21 +17,18 @@ ATTEMPTS = table_of(StepAttempt)
 
 _IS_IT = (ATTEMPTS.c.step_id == given(ATTEMPTS.c.step_id), ATTEMPTS.c.attempt == given(ATTEMPTS.c.attempt))
 _ARE_THEY = (given_any(ATTEMPTS.c.step_id), ATTEMPTS.c.attempt == given(ATTEMPTS.c.attempt))
-_OPENED = {
-    name: bindparam(name, type_=ATTEMPTS.c[name].type)
-    for name in (
-        "step_id",
-        "attempt",
-        "runner_id",
-        "request_id",
-        "claimed_at",
-        "oom",
-        "output_paths",
-        "log_size",
-        "log_state",
-    )
-}
-_INSERT = Prepared(insert(ATTEMPTS).values(_OPENED))
+_OPENED = (
+    "step_id",
+    "attempt",
+    "runner_id",
+    "request_id",
+    "claimed_at",
+    "oom",
+    "output_paths",
+    "log_size",
+    "log_state",
+)
+_INSERT = Prepared(insert(ATTEMPTS).values(new_values(ATTEMPTS, _OPENED)))
 _FIND = Prepared(select(ATTEMPTS).where(*_IS_IT))
 _USED = Prepared(
     select(ATTEMPTS.c.step_id)
@@ -60,7 +57,7 @@ def insert_attempts(tx: Session, steps: Sequence[Any], *, now: datetime) -> None
         for step in steps
     ]
     if rows:
-        _INSERT.run_each(tx, rows)
+        _INSERT.run_each(tx, [as_new(row) for row in rows])
 
 
 def find_attempt(tx: Session, step_id: str, attempt: int) -> Found | None:
@@ -69,24 +66,17 @@ def find_attempt(tx: Session, step_id: str, attempt: int) -> Found | None:
 
 
 def change_attempt(tx: Session, step_id: str, attempt: int, **values: Any) -> None:
-    which = {"the_step_id": step_id, "the_attempt": attempt}
-    _change(tuple(values)).run(tx, which | as_new(values))
+    _change(tuple(values)).run(tx, {"any_step_id": [step_id], "the_attempt": attempt} | as_new(values))
 
 
 def change_each(tx: Session, changes: Sequence[tuple[Any, dict[str, Any]]]) -> None:
     """`change_attempt` for the current attempt of each of these steps."""
-    _run_alike(tx, _change_alike(tuple(changes[0][1])), changes)
-
-
-def end_attempt(tx: Session, step_id: str, attempt: int, *, has_gap: bool = False, **values: Any) -> None:
-    """`change_attempt` for the last time: its log is whole, unless it was cut at the limit or has a gap."""
-    statement = _end_alike(tuple(values), _log_state(has_gap))
-    statement.run(tx, {"any_step_id": [step_id], "the_attempt": attempt} | as_new(values))
+    _run_alike(tx, _change(tuple(changes[0][1])), changes)
 
 
 def end_each(tx: Session, ends: Sequence[tuple[Any, dict[str, Any]]], *, has_gap: bool = False) -> None:
-    """`end_attempt` for the current attempt of each of these steps."""
-    _run_alike(tx, _end_alike(tuple(ends[0][1]), _log_state(has_gap)), ends)
+    """`change_each` for the last time: a log is whole, unless it was cut at the limit or has a gap."""
+    _run_alike(tx, _end(tuple(ends[0][1]), "gap" if has_gap else "complete"), ends)
 
 
 def _run_alike(tx: Session, statement: Prepared, changes: Sequence[tuple[Any, dict[str, Any]]]) -> None:
@@ -94,28 +84,19 @@ def _run_alike(tx: Session, statement: Prepared, changes: Sequence[tuple[Any, di
         statement.run(tx, {"any_step_id": ids, "the_attempt": attempt} | as_new(values))
 
 
-def _log_state(has_gap: bool) -> str:
-    return "gap" if has_gap else "complete"
-
-
 @functools.cache
-def _end_alike(names: tuple[str, ...], otherwise: str) -> Prepared:
+def _end(names: tuple[str, ...], otherwise: str) -> Prepared:
     log_state = case((ATTEMPTS.c.log_state == "truncated", "truncated"), else_=otherwise)
-    return Prepared(_changing(_ARE_THEY, names).values(log_state=log_state))
-
-
-@functools.cache
-def _change_alike(names: tuple[str, ...]) -> Prepared:
-    return Prepared(_changing(_ARE_THEY, names))
+    return Prepared(_changing(names).values(log_state=log_state))
 
 
 @functools.cache
 def _change(names: tuple[str, ...]) -> Prepared:
-    return Prepared(_changing(_IS_IT, names))
+    return Prepared(_changing(names))
 
 
-def _changing(which: Iterable[ColumnElement[bool]], names: tuple[str, ...]) -> Update:
-    return update(ATTEMPTS).where(*which).values(new_values(ATTEMPTS, names))
+def _changing(names: tuple[str, ...]) -> Update:
+    return update(ATTEMPTS).where(*_ARE_THEY).values(new_values(ATTEMPTS, names))
 
 
 def list_attempts(tx: Session, step_ids: Sequence[str]) -> dict[str, list[Row[Any]]]:

@@ -44,9 +44,7 @@ def record_step(
     tx: Session, caller: Caller, action: str, step: Any, *, now: datetime, **details: Any
 ) -> None:
     """`record` for what happened to the current attempt of a step."""
-    about = {"stepId": step.id, "attempt": step.attempt, **details}
-    tenant_id = caller.tenant_id or step.tenant_id
-    record(tx, caller, action, now=now, project_id=step.project_id, tenant_id=tenant_id, **about)
+    record_each_step(tx, caller, action, [(step, details)], now=now)
 
 
 def record_each_step(

@@ -9,7 +9,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import pytest
-import respx
 
 from runner.client import Client
 from runner.errors import LeaseLost, LogLimit, LogRewind, Refused, Revoked, Unauthorized, Unreachable
@@ -17,23 +16,10 @@ from runner.proof import Proof
 from shared.paths import BLOB_PART_BYTES
 from shared.protocol import Acquire, Completion, Heartbeat, Phase, Registration, Resume, Start
 from tests.runner.claims import a_claim
+from tests.runner.conftest import ADDRESS
 
-ADDRESS = "http://coordinator.test:3000"
 PROOF = Proof("step-1", 2, "the-lease")
 OURS = {"error": "a sentence", "details": []}
-
-
-@pytest.fixture
-def network():
-    with respx.mock(base_url=ADDRESS, assert_all_called=False) as network:
-        yield network
-
-
-@pytest.fixture
-def client():
-    client = Client(ADDRESS, "the-secret")
-    yield client
-    client.close()
 
 
 def complete(client):

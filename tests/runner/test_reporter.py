@@ -7,15 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-import respx
 
-from runner.client import Client
 from runner.errors import LeaseLost, LogRewind, Refused, Unreachable
 from runner.proof import Proof
 from runner.reporter import MOST_LOG_TOGETHER, MOST_OUTPUTS_TOGETHER, MOST_UNDER_WAY, Report, Reporter
 from shared.protocol import MAX_REPORTS, ArtifactEntry, Completed, Completion, Start, StartAnswer
 
-ADDRESS = "http://coordinator.test:3000"
 GO = StartAnswer(action="go", timeout_s=60, grace_s=10)
 DONE = Completion(status="success", log_size=0)
 
@@ -216,19 +213,6 @@ def test_no_more_go_together_than_the_coordinator_takes(pool):
 
 
 # --- what the client makes of it ----------------------------------------------------------------------
-
-
-@pytest.fixture
-def network():
-    with respx.mock(base_url=ADDRESS, assert_all_called=False) as network:
-        yield network
-
-
-@pytest.fixture
-def client():
-    client = Client(ADDRESS, "the-secret")
-    yield client
-    client.close()
 
 
 def sent_together(client, *said):

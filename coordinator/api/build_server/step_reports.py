@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from starlette.responses import Response
@@ -39,6 +39,7 @@ SUCCESS = "success"
 log = structlog.get_logger()
 Reported = ReportedStart | ReportedCompletion
 Answered = StartAnswer | Completed | Refusal
+R = TypeVar("R", StartReport, CompletionReport)
 
 
 async def start(call: Call, step_id: str, proof: LeaseProof, said: Start) -> StartAnswer:
@@ -77,8 +78,8 @@ async def answer_reports(call: Call) -> Response:
     count = len(reports.starts)
     return json_answer(
         ReportAnswers(
-            starts=[_start_report(answers[place]) for place in range(count)],
-            completions=[_completion_report(answers[place]) for place in range(count, len(said))],
+            starts=[_report(StartReport, answers[place]) for place in range(count)],
+            completions=[_report(CompletionReport, answers[place]) for place in range(count, len(said))],
         )
     )
 
@@ -124,16 +125,10 @@ def _proof(report: Reported) -> LeaseProof:
     return LeaseProof(report.attempt, report.lease)
 
 
-def _start_report(answer: Any) -> StartReport:
+def _report(model: type[R], answer: Any) -> R:
     if isinstance(answer, Refusal):
-        return StartReport(status=answer.status, refused=_refused(answer))
-    return StartReport(status=200, answer=answer)
-
-
-def _completion_report(answer: Any) -> CompletionReport:
-    if isinstance(answer, Refusal):
-        return CompletionReport(status=answer.status, refused=_refused(answer))
-    return CompletionReport(status=200, answer=answer)
+        return model(status=answer.status, refused=_refused(answer))
+    return model(status=200, answer=answer)
 
 
 def _refused(refusal: Refusal) -> Refused:
